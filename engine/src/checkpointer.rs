@@ -1,0 +1,254 @@
+//! When checkpoints are made: a thread of the store's own, off the committers' path. How one is made is here too,
+//! since it is short: make the tree durable, write the manifest, say so in the log, and only then clear up.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use atomtree_recovery::Doing;
+use atomtree_recovery::analyze::Committed;
+use atomtree_recovery::apply::{Applier, Parents};
+use atomtree_recovery::log_records::{append_checkpoint, append_closing};
+use atomtree_recovery::manifest::{self, Summary};
+use atomtree_recovery::plan::{Checkpoint, TransactionId};
+use atomtree_recovery::sweep::discard_original;
+use atomtree_wal::Lsn;
+
+use crate::error::{Error, ErrorKind};
+use crate::store::Engine;
+
+/// Under load, checkpoints take at most about a tenth of the time.
+const PAUSE_FACTOR: u32 = 10;
+
+/// The log is rotated at a clean close if its active segment holds more than this, so that the next open has little
+/// to read.
+const CLOSE_BYTES_MAX: u64 = 256 << 10;
+
+/// What waits for a checkpoint. Guarded by the engine's `pending` mutex.
+#[derive(Default)]
+pub(crate) struct Unsettled {
+    /// Applied and not settled, in order.
+    transactions: Vec<Committed<'static>>,
+    /// When the first of them was applied.
+    since: Option<Instant>,
+    /// Whether a checkpoint is wanted at once.
+    is_urgent: bool,
+    wants_spare: bool,
+    is_stopping: bool,
+    last_duration: Duration,
+    last_end: Option<Instant>,
+}
+
+impl Engine {
+    /// Hands transactions over that have been applied.
+    pub(crate) fn note_applied(&self, mut transactions: Vec<Committed<'static>>) {
+        let mut unsettled = self.unsettled.lock();
+        // A content outside of the log has only one copy in reach until it is settled.
+        let by_reference = |change: &atomtree_recovery::plan::Change<'_>| change.after.is_by_reference();
+        unsettled.is_urgent |=
+            transactions.iter().flat_map(|transaction| &transaction.changes).any(by_reference);
+        unsettled.since.get_or_insert_with(Instant::now);
+        unsettled.transactions.append(&mut transactions);
+        self.wake.notify_all();
+    }
+
+    pub(crate) fn note_log_usage(&self, used_bytes: u64, wants_spare: bool) {
+        let mut unsettled = self.unsettled.lock();
+        unsettled.wants_spare = wants_spare;
+        // Settled long before the log is full, so that nobody has to wait.
+        unsettled.is_urgent |= used_bytes > self.options.log.log_bytes_max / 2;
+        if unsettled.is_urgent || wants_spare {
+            self.wake.notify_all();
+        }
+    }
+
+    /// Makes room in a log that was full when it held `used_bytes`: by a checkpoint, else by another segment, else by
+    /// going on in the next one so that the present one can be freed.
+    ///
+    /// # Errors
+    /// `no_space` if none of these helps: then the transaction is too large for this log.
+    pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
+        self.checkpoint()?;
+        let used_now = self.commits.lock().log.used_bytes();
+        if used_now < used_bytes || self.add_spare()? {
+            return Ok(());
+        }
+        let mut commits = self.commits.lock();
+        let is_worth_it = commits.log.active_bytes() > commits.log.options().segment_bytes / 8;
+        if is_worth_it && commits.log.rotate().is_ok() {
+            drop(commits);
+            return self.settle(true);
+        }
+        let reason = "the transaction does not fit into the log; raise log_bytes_max, or split it";
+        Err(Error::invalid(ErrorKind::NoSpace, reason))
+    }
+
+    /// Settles everything that has been applied.
+    ///
+    /// # Errors
+    /// The store is poisoned, because what the disk holds is unknown; the log still has everything.
+    pub(crate) fn checkpoint(&self) -> Result<(), Error> {
+        self.settle(false)
+    }
+
+    fn settle(&self, even_if_empty: bool) -> Result<(), Error> {
+        // One at a time; a second one waits and then settles what has come in since.
+        let _turn = self.checkpoint_turn.lock();
+        self.check_health()?;
+        let transactions = {
+            let mut unsettled = self.unsettled.lock();
+            (unsettled.since, unsettled.is_urgent) = (None, false);
+            std::mem::take(&mut unsettled.transactions)
+        };
+        let start = Instant::now();
+        let result =
+            if transactions.is_empty() && !even_if_empty { Ok(()) } else { self.settle_these(&transactions) };
+        let mut unsettled = self.unsettled.lock();
+        unsettled.last_duration = start.elapsed();
+        unsettled.last_end = Some(Instant::now());
+        drop(unsettled);
+        if let Err(error) = &result {
+            self.poison(&format!("a checkpoint failed: {error}"));
+        }
+        result
+    }
+
+    fn settle_these(&self, transactions: &[Committed<'_>]) -> Result<(), Error> {
+        let places = &self.places;
+        // Targets, originals and all their directories. The descriptor is as old as the store's opening, so that no
+        // write-back error of ours has been reported elsewhere.
+        places.root.sync_filesystem().doing("sync the file system of", "the root")?;
+        let summaries: Vec<Summary> = transactions.iter().map(Summary::of).collect();
+        if !summaries.is_empty() {
+            manifest::write(&*places.history, &summaries)?;
+        }
+        let (watermark, lsn) = {
+            let mut commits = self.commits.lock();
+            let settled = transactions.last().map_or(commits.settled, |last| last.lsn);
+            let record = Checkpoint { watermark: settled.0, next_tx: commits.next_tx };
+            let lsn = append_checkpoint(&mut commits.log, record).map_err(atomtree_recovery::Error::Log)?;
+            commits.log.sync().map_err(atomtree_recovery::Error::Log)?;
+            commits.is_closed = false;
+            commits.settled = settled;
+            (settled, lsn)
+        };
+        self.discard_originals(transactions)?;
+        // A record outlives every file that it explains; the one that says so stays until a later one does.
+        debug_assert!(watermark <= lsn);
+        self.commits.lock().log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)?;
+        if let Some(last) = transactions.last() {
+            let keep_from = last.begin.tx.0.saturating_sub(self.options.history_transactions_max);
+            manifest::prune(&*places.history, TransactionId(keep_from))?;
+        }
+        Ok(())
+    }
+
+    fn discard_originals(&self, transactions: &[Committed<'_>]) -> Result<(), Error> {
+        let places = &self.places;
+        let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
+        let mut applier = Applier::new(places, parents, &self.ballast, self.can_exchange, Lsn(0));
+        let dir = self.stage().dir();
+        for transaction in transactions {
+            applier.set_lsn(transaction.lsn);
+            for change in &transaction.changes {
+                if let (Some(image), Some(slot)) = (&change.before, &change.slot) {
+                    discard_original(places, &mut applier, &**dir, slot, &change.path, image)
+                        .doing("clear", &format!("stage/{}/{}", slot.dir, slot.name))?;
+                }
+            }
+        }
+        dir.sync().doing("sync", "stage")?;
+        places.images.sync().doing("sync", "images")?;
+        places.quarantine.sync().doing("sync", "quarantine")?;
+        Ok(())
+    }
+
+    /// Adds a segment to the log if it may grow. Returns whether it did.
+    fn add_spare(&self) -> Result<bool, Error> {
+        let builder = {
+            let mut commits = self.commits.lock();
+            if !commits.log.may_grow() {
+                return Ok(false);
+            }
+            commits.log.spare_builder()
+        };
+        // Zero-writing takes long, so nobody waits for it.
+        let spare = builder.build().map_err(atomtree_recovery::Error::Log)?;
+        let mut commits = self.commits.lock();
+        commits.log.add_spare(spare);
+        Ok(true)
+    }
+
+    /// Settles everything and says in the log that nothing follows.
+    pub(crate) fn close_log(&self) -> Result<(), Error> {
+        self.checkpoint()?;
+        let mut commits = self.commits.lock();
+        if commits.is_closed {
+            return Ok(());
+        }
+        let log = atomtree_recovery::Error::Log;
+        if commits.log.active_bytes() > CLOSE_BYTES_MAX {
+            match commits.log.rotate() {
+                // Without a spare the next open reads more, and that is all.
+                Ok(()) | Err(atomtree_wal::Error::Full { .. }) => {}
+                Err(error) => return Err(log(error).into()),
+            }
+        }
+        let record = Checkpoint { watermark: commits.log.next_lsn().previous().0, next_tx: commits.next_tx };
+        let lsn = append_closing(&mut commits.log, record).map_err(log)?;
+        commits.log.sync().map_err(log)?;
+        commits.is_closed = true;
+        commits.log.retire(lsn).map_err(log)?;
+        Ok(())
+    }
+
+    pub(crate) fn stop_checkpointer(&self) {
+        self.unsettled.lock().is_stopping = true;
+        self.wake.notify_all();
+    }
+}
+
+/// Starts the thread.
+pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<JoinHandle<()>> {
+    let engine = engine.clone();
+    thread::Builder::new().name("atomtree-checkpointer".into()).spawn(move || run(&engine))
+}
+
+fn run(engine: &Engine) {
+    loop {
+        let mut unsettled = engine.unsettled.lock();
+        if unsettled.is_stopping || engine.check_health().is_err() {
+            return;
+        }
+        if unsettled.wants_spare {
+            unsettled.wants_spare = false;
+            drop(unsettled);
+            // Without another segment the log is only smaller; commits then wait for checkpoints.
+            let _ = engine.add_spare();
+            continue;
+        }
+        let due = due_at(engine, &unsettled);
+        match due {
+            Some(due) if due <= Instant::now() => {
+                drop(unsettled);
+                // A failure has poisoned the store, which is how committers learn of it.
+                let _ = engine.checkpoint();
+            }
+            Some(due) => {
+                engine.wake.wait_until(&mut unsettled, due);
+            }
+            None => engine.wake.wait(&mut unsettled),
+        }
+    }
+}
+
+/// When the next checkpoint is due.
+fn due_at(engine: &Engine, unsettled: &Unsettled) -> Option<Instant> {
+    if unsettled.is_urgent {
+        return Some(Instant::now());
+    }
+    let since = unsettled.since?;
+    let pause = unsettled.last_end.map(|end| end + unsettled.last_duration * PAUSE_FACTOR);
+    let due = since + engine.options.settle_after;
+    Some(pause.map_or(due, |pause| due.max(pause)))
+}

@@ -1,0 +1,269 @@
+//! What callers are told when something can't be done.
+//!
+//! Each error has a kind that programs can rely on, the path it is about where there is one, and a message that says
+//! what to do. Unless its kind says otherwise, nothing was changed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use atomtree_recovery as recovery;
+use atomtree_recovery::apply::is_no_space;
+use atomtree_recovery::plan::TransactionId;
+use atomtree_recovery::tree_path::PathError;
+use atomtree_vfs::is_symlink_error;
+use atomtree_wal as wal;
+
+/// What kind of error it is: stable, and spelled the same in the JSON answers of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Something that the transaction read, expected or replaces has changed.
+    Conflict,
+    /// Another process has the store.
+    Locked,
+    /// No space, quota or inodes; or the log cannot take a transaction of this size.
+    NoSpace,
+    /// The call makes no sense.
+    InvalidInput,
+    /// The path cannot name anything in the tree.
+    InvalidPath,
+    /// Nothing stands there.
+    NotFound,
+    /// Something stands there already.
+    Exists,
+    /// A component of the path is no directory.
+    NotADirectory,
+    /// A directory stands where a file is wanted.
+    IsADirectory,
+    /// The directory is not empty.
+    NotEmpty,
+    /// The path leads to another file system.
+    CrossDevice,
+    /// Something is mounted there.
+    MountPoint,
+    /// The process may not, or the store belongs to someone else.
+    Permission,
+    /// It can't be done here or yet; the message says what can.
+    Unsupported,
+    /// The store is damaged.
+    Corrupt,
+    /// An earlier sync failed; open the store again.
+    Poisoned,
+    /// This sync failed: the transaction may or may not be durable. Open the store again to find out.
+    OutcomeUnknown,
+    /// The transaction is durable and could not be put in place; recovery finishes it.
+    CommittedNotApplied,
+    /// The operating system reported something else.
+    Io,
+}
+
+impl ErrorKind {
+    /// The kind as JSON answers spell it.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::Locked => "locked",
+            Self::NoSpace => "no_space",
+            Self::InvalidInput => "invalid_input",
+            Self::InvalidPath => "invalid_path",
+            Self::NotFound => "not_found",
+            Self::Exists => "exists",
+            Self::NotADirectory => "not_a_directory",
+            Self::IsADirectory => "is_a_directory",
+            Self::NotEmpty => "not_empty",
+            Self::CrossDevice => "cross_device",
+            Self::MountPoint => "mount_point",
+            Self::Permission => "permission",
+            Self::Unsupported => "unsupported",
+            Self::Corrupt => "corrupt",
+            Self::Poisoned => "poisoned",
+            Self::OutcomeUnknown => "outcome_unknown",
+            Self::CommittedNotApplied => "committed_not_applied",
+            Self::Io => "io",
+        }
+    }
+
+    fn of_io(error: &io::Error) -> Self {
+        match error.kind() {
+            _ if is_no_space(error) => Self::NoSpace,
+            _ if is_symlink_error(error) => Self::NotADirectory,
+            io::ErrorKind::NotFound => Self::NotFound,
+            io::ErrorKind::AlreadyExists => Self::Exists,
+            io::ErrorKind::NotADirectory => Self::NotADirectory,
+            io::ErrorKind::IsADirectory => Self::IsADirectory,
+            io::ErrorKind::DirectoryNotEmpty => Self::NotEmpty,
+            io::ErrorKind::CrossesDevices => Self::CrossDevice,
+            io::ErrorKind::ResourceBusy => Self::MountPoint,
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Permission,
+            io::ErrorKind::InvalidFilename => Self::InvalidPath,
+            io::ErrorKind::Unsupported => Self::Unsupported,
+            _ => Self::Io,
+        }
+    }
+}
+
+/// An error of the library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something that the transaction read, expected or replaces has changed. Nothing was changed.
+    #[error("{}: {reason}; read it again and repeat the transaction", path.display())]
+    Conflict {
+        /// The name.
+        path: PathBuf,
+        /// What was seen and what is there.
+        reason: String,
+    },
+    /// Another process has the store open.
+    #[error("the store is open in {holder}; wait for it to close the store, or stop it")]
+    Locked {
+        /// Which, as far as it said.
+        holder: String,
+    },
+    /// A path that cannot name anything in the tree.
+    #[error("{}: {source}", path.display())]
+    InvalidPath {
+        /// The path as it was given.
+        path: PathBuf,
+        /// Which rule it breaks.
+        #[source]
+        source: PathError,
+    },
+    /// An operation that its path does not allow, with the kind that says why.
+    #[error("{}: {reason}", path.display())]
+    Refused {
+        /// Why, for programs.
+        kind: ErrorKind,
+        /// The name.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A call or option that makes no sense, or can't be served.
+    #[error("{reason}")]
+    Invalid {
+        /// Why, for programs.
+        kind: ErrorKind,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The operating system refused something.
+    #[error("could not {verb} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A sync of the log failed while this transaction waited for it.
+    #[error("whether the transaction is durable is unknown: {reason}; open the store again to find out")]
+    OutcomeUnknown {
+        /// What failed.
+        reason: String,
+    },
+    /// The store takes no more commits.
+    #[error("the store takes no more commits: {reason}; open it again")]
+    Poisoned {
+        /// What happened.
+        reason: String,
+    },
+    /// The transaction is durable and could not be put in place.
+    #[error("transaction {tx} is durable but could not be put in place at {}: {source}; mend that and open the store again, recovery finishes it", path.display())]
+    CommittedNotApplied {
+        /// The transaction.
+        tx: TransactionId,
+        /// The first name that resisted.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The store or its log refused.
+    #[error(transparent)]
+    Store(#[from] recovery::Error),
+}
+
+impl Error {
+    /// What kind of error it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Conflict { .. } => ErrorKind::Conflict,
+            Self::Locked { .. } => ErrorKind::Locked,
+            Self::InvalidPath { .. } => ErrorKind::InvalidPath,
+            Self::Refused { kind, .. } | Self::Invalid { kind, .. } => *kind,
+            Self::Io { source, .. } => ErrorKind::of_io(source),
+            Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
+            Self::Poisoned { .. } => ErrorKind::Poisoned,
+            Self::CommittedNotApplied { .. } => ErrorKind::CommittedNotApplied,
+            Self::Store(error) => kind_of_store_error(error),
+        }
+    }
+
+    /// The path it is about, relative to the root, if it is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Conflict { path, .. }
+            | Self::InvalidPath { path, .. }
+            | Self::Refused { path, .. }
+            | Self::Io { path, .. }
+            | Self::CommittedNotApplied { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn refused(kind: ErrorKind, path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Refused { kind, path: path.as_ref().to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn conflict(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Conflict { path: path.as_ref().to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn invalid(kind: ErrorKind, reason: impl Into<String>) -> Self {
+        Self::Invalid { kind, reason: reason.into() }
+    }
+}
+
+fn kind_of_store_error(error: &recovery::Error) -> ErrorKind {
+    match error {
+        recovery::Error::Io { source, .. } | recovery::Error::NotApplied { source, .. } => {
+            ErrorKind::of_io(source)
+        }
+        recovery::Error::Permission { .. } => ErrorKind::Permission,
+        recovery::Error::FormatVersion { .. } | recovery::Error::NotAdopted => ErrorKind::Unsupported,
+        recovery::Error::StoreFile { .. }
+        | recovery::Error::Record(_)
+        | recovery::Error::Sequence { .. }
+        | recovery::Error::Manifest { .. } => ErrorKind::Corrupt,
+        recovery::Error::Log(error) => kind_of_log_error(error),
+        _ => ErrorKind::Io,
+    }
+}
+
+pub(crate) fn kind_of_log_error(error: &wal::Error) -> ErrorKind {
+    match error {
+        wal::Error::Io { source, .. } | wal::Error::Directory { source, .. } => ErrorKind::of_io(source),
+        wal::Error::Corrupt { .. } | wal::Error::ForeignSegment { .. } | wal::Error::Missing => {
+            ErrorKind::Corrupt
+        }
+        wal::Error::FormatVersion { .. } => ErrorKind::Unsupported,
+        wal::Error::Full { .. } | wal::Error::TooLarge { .. } => ErrorKind::NoSpace,
+        wal::Error::Poisoned { .. } => ErrorKind::Poisoned,
+        wal::Error::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
+        _ => ErrorKind::Io,
+    }
+}
+
+/// Names what was being done, on which path of the tree, when an operating-system call failed.
+pub(crate) trait OnPath<T> {
+    fn on(self, verb: &'static str, path: impl AsRef<Path>) -> Result<T, Error>;
+}
+
+impl<T> OnPath<T> for io::Result<T> {
+    fn on(self, verb: &'static str, path: impl AsRef<Path>) -> Result<T, Error> {
+        self.map_err(|source| Error::Io { verb, path: path.as_ref().to_owned(), source })
+    }
+}

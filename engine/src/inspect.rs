@@ -1,0 +1,213 @@
+//! Looks into a store without opening it: no lock is taken and nothing is written, not even by recovery.
+//!
+//! Another process may be committing meanwhile; what is returned was true at some moment during the call.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use atomtree_recovery::Doing;
+use atomtree_recovery::analyze::{Analysis, analyze};
+use atomtree_recovery::manifest::{self, ChangeSummary, Summary};
+use atomtree_recovery::places::{Places, StoreFile};
+use atomtree_recovery::plan::TransactionId;
+use atomtree_recovery::verify::{Verification, verify};
+use atomtree_vfs::ProcessIdentity;
+use atomtree_wal::{Lsn, scan};
+
+use crate::error::{Error, OnPath};
+use crate::lock::holder;
+use crate::options::Options;
+
+/// How often a look is repeated when it seems to find damage while another process has the store open: a segment may
+/// have been taken back between two reads.
+const ATTEMPTS_BESIDE_A_WRITER: usize = 5;
+
+/// A store that is looked at from outside.
+pub struct Inspection {
+    places: Places,
+    warnings: Vec<String>,
+}
+
+/// The state of a store.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Status {
+    /// The process that has it open, if one has.
+    pub holder: Option<ProcessIdentity>,
+    /// Whether it was closed: then the next open has nothing to replay.
+    pub is_clean: bool,
+    /// Committed transactions that are not settled yet.
+    pub unsettled: u64,
+    /// The last committed transaction; 0 if there was none.
+    pub last_tx: TransactionId,
+    /// Everything up to here is settled.
+    pub checkpoint_lsn: Lsn,
+    /// Segments of the log: how many there are.
+    pub log_segments: usize,
+    /// How many of them are free.
+    pub log_segments_free: usize,
+    /// What accepted frames take, in bytes.
+    pub log_bytes: u64,
+    /// Files in quarantine.
+    pub quarantined: u64,
+    /// Name of the file system.
+    pub file_system: String,
+    /// Why durability or atomicity is not promised there, if it isn't.
+    pub warnings: Vec<String>,
+}
+
+/// A transaction as the history knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PastTransaction {
+    /// Its number.
+    pub tx: TransactionId,
+    /// LSN of its commit record.
+    pub lsn: Lsn,
+    /// When it was logged: nanoseconds since the Unix epoch.
+    pub time_ns: i64,
+    /// Why, in the caller's words.
+    pub label: Option<String>,
+    /// Who, in the caller's words.
+    pub agent: Option<String>,
+    /// Whether it is settled: durable in place, and forgotten by the log.
+    pub is_settled: bool,
+    /// What it changed.
+    pub changes: Vec<ChangeSummary>,
+}
+
+impl PastTransaction {
+    fn new(summary: Summary, is_settled: bool) -> Self {
+        let Summary { begin, lsn, changes } = summary;
+        Self {
+            tx: begin.tx,
+            lsn: Lsn(lsn),
+            time_ns: begin.time_ns,
+            label: begin.label,
+            agent: begin.agent,
+            is_settled,
+            changes,
+        }
+    }
+}
+
+impl Inspection {
+    /// Opens the store of the tree at `root` for looking.
+    ///
+    /// # Errors
+    /// `not_found` if there is none; `permission`.
+    pub fn open(root: impl AsRef<Path>, options: &Options) -> Result<Self, Error> {
+        let root = root.as_ref();
+        let vfs = options.vfs.clone();
+        let root = vfs.open_root(root).on("open", root)?;
+        let warnings: Vec<String> =
+            root.file_system().on("describe the file system of", ".")?.caveat.into_iter().collect();
+        Ok(Self { places: Places::open(vfs, root)?, warnings })
+    }
+
+    /// The state of the store.
+    ///
+    /// # Errors
+    /// `corrupt` for damage.
+    pub fn status(&self) -> Result<Status, Error> {
+        let holder = self.holder()?;
+        let file_system = self.places.root.file_system().on("describe the file system of", ".")?.name;
+        let quarantined = self.places.quarantine.list().doing("list", "quarantine")?.len() as u64;
+        self.patiently(|| {
+            let (store, _) = StoreFile::read(&*self.places.store)?;
+            let scan = scan(&*self.places.wal, store.id).map_err(atomtree_recovery::Error::Log)?;
+            let analysis = analyze(&scan)?;
+            let (log_segments, log_segments_free, log_bytes) = scan.usage();
+            Ok(Status {
+                holder: holder.clone(),
+                is_clean: scan.tail() == atomtree_wal::Tail::Closed,
+                unsettled: analysis.unsettled().count() as u64,
+                last_tx: TransactionId(analysis.next_tx.0 - 1),
+                checkpoint_lsn: analysis.watermark,
+                log_segments,
+                log_segments_free,
+                log_bytes,
+                quarantined,
+                file_system: file_system.clone(),
+                warnings: self.warnings.clone(),
+            })
+        })
+    }
+
+    /// The newest `count` transactions, newest first.
+    pub fn log(&self, count: usize) -> Result<Vec<PastTransaction>, Error> {
+        self.patiently(|| {
+            let mut transactions = self.unsettled()?;
+            transactions.truncate(count);
+            for name in manifest::list(&*self.places.history)?.into_iter().rev() {
+                if transactions.len() >= count {
+                    break;
+                }
+                let settled = self.read_manifest(&name)?;
+                transactions.extend(settled.into_iter().rev().take(count - transactions.len()));
+            }
+            Ok(transactions)
+        })
+    }
+
+    /// One transaction, if the history knows it.
+    pub fn transaction(&self, tx: TransactionId) -> Result<Option<PastTransaction>, Error> {
+        self.patiently(|| {
+            if let Some(found) = self.unsettled()?.into_iter().find(|past| past.tx == tx) {
+                return Ok(Some(found));
+            }
+            for name in manifest::list(&*self.places.history)?.into_iter().rev() {
+                if manifest::range_of(&name).is_some_and(|(first, last)| (first..=last).contains(&tx)) {
+                    return Ok(self.read_manifest(&name)?.into_iter().find(|past| past.tx == tx));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Checks everything and changes nothing.
+    pub fn verify(&self) -> Result<Verification, Error> {
+        let mut found = verify(&self.places)?;
+        for _ in 1..ATTEMPTS_BESIDE_A_WRITER {
+            if found.problems.is_empty() || self.holder()?.is_none() {
+                break;
+            }
+            found = verify(&self.places)?;
+        }
+        Ok(found)
+    }
+
+    /// The process that has the store open, if one has.
+    pub fn holder(&self) -> Result<Option<ProcessIdentity>, Error> {
+        holder(&*self.places.vfs, &*self.places.store).on("read", ".atomtree/lock")
+    }
+
+    /// Committed transactions that only the log knows, newest first.
+    fn unsettled(&self) -> Result<Vec<PastTransaction>, Error> {
+        let (store, _) = StoreFile::read(&*self.places.store)?;
+        let scan = scan(&*self.places.wal, store.id).map_err(atomtree_recovery::Error::Log)?;
+        let analysis: Analysis<'_> = analyze(&scan)?;
+        let mut transactions: Vec<_> = analysis
+            .unsettled()
+            .map(|transaction| PastTransaction::new(Summary::of(transaction), false))
+            .collect();
+        transactions.reverse();
+        Ok(transactions)
+    }
+
+    fn read_manifest(&self, name: &OsStr) -> Result<Vec<PastTransaction>, Error> {
+        let summaries = manifest::read(&*self.places.history, name)?;
+        Ok(summaries.into_iter().map(|summary| PastTransaction::new(summary, true)).collect())
+    }
+
+    fn patiently<T>(&self, look: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        let mut result = look();
+        for _ in 1..ATTEMPTS_BESIDE_A_WRITER {
+            if result.is_ok() || self.holder()?.is_none() {
+                break;
+            }
+            result = look();
+        }
+        result
+    }
+}

@@ -1,0 +1,69 @@
+//! Changes **many ordinary files** atomically and durably: all of a transaction's files change or none does, through
+//! errors, `kill -9` and power loss.
+//!
+//! ```
+//! # let scratch = tempfile::tempdir()?;
+//! # let project = scratch.path();
+//! # let (config, schema, migration) = ("{}", "create table t(a);", "alter table t add b;");
+//! let store = atomtree::Store::open(project)?;              // creates or recovers; store.recovery() tells what was done
+//! let mut tx = store.begin()?;
+//! tx.write("config.json", config)?;
+//! tx.write("schema.sql", schema)?;
+//! tx.write("migrations/0042.sql", migration)?;
+//! let receipt = tx.commit()?;                               // durable, and in place
+//! assert_eq!(receipt.files(), 4);                           // the directory that was missing counts
+//! # store.close()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What is promised
+//!
+//! When [`Transaction::commit`] returns `Ok`, the transaction survives power loss on ext4, xfs and btrfs with default
+//! mount options. After any error, kill or power cut, and the next [`Store::open`], each transaction's effect is there
+//! whole or not at all. A transaction commits only if what it read and what it replaces are still what it saw;
+//! otherwise it is a conflict, and nothing changed. Edits by programs that don't use atomtree are never silently
+//! destroyed. Replaced files keep their mode, owner, ACLs and extended attributes.
+//!
+//! # What other readers see
+//!
+//! Programs that read the tree directly see whole transactions, except
+//!
+//! 1. during the renames of a commit, which take microseconds,
+//! 2. after a kill in the middle of those, until the store is next opened by anyone,
+//! 3. after a power cut, until recovery has run: files of commits that were not settled yet may then be **empty, old
+//!    or torn**. A checkpoint settles them, in the background, about a second after the commit. If a program reads
+//!    such files at boot, run `atomtree recover` before it.
+//!
+//! # Not promised
+//!
+//! One process has a store open at a time; a second one gets [`ErrorKind::Locked`]. An edit by another program that
+//! lands before the checkpoint and whose bytes equal one of the log's images, or that leaves nothing, zeros or a prefix
+//! of one, is taken for ours. A write through a descriptor that was opened before the file was replaced goes to the old
+//! file; it is kept if it lands before the old file is unlinked. Damage inside the very last synced batch of a store
+//! that was not closed cannot be told from a torn end of the log.
+
+mod checkpointer;
+mod commit;
+mod error;
+mod inspect;
+mod lock;
+mod options;
+mod resolve;
+mod store;
+mod transaction;
+
+pub use atomtree_recovery::apply::Displaced;
+pub use atomtree_recovery::image::Digest;
+pub use atomtree_recovery::manifest::{ChangeSummary, State};
+pub use atomtree_recovery::plan::TransactionId;
+pub use atomtree_recovery::recover::{Report as RecoveryReport, Superseded};
+pub use atomtree_recovery::tree_path::{PathError, TreePath};
+pub use atomtree_recovery::verify::Verification;
+pub use atomtree_vfs as vfs;
+pub use atomtree_wal::Lsn;
+pub use commit::Receipt;
+pub use error::{Error, ErrorKind};
+pub use inspect::{Inspection, PastTransaction, Status};
+pub use options::{Checkpoints, HardLinks, Options, Symlinks};
+pub use store::Store;
+pub use transaction::{Expectation, Transaction};

@@ -1,0 +1,200 @@
+//! How a store behaves; each default is stated with its unit.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atomtree_vfs::{Vfs, os::Os};
+use atomtree_wal::{LogOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+
+use crate::error::{Error, ErrorKind};
+use crate::store::Store;
+
+/// What writing through a final symlink does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Symlinks {
+    /// It is refused, with a hint.
+    #[default]
+    Refuse,
+    /// The file that it leads to is written, if that lies inside the root.
+    Follow,
+}
+
+/// What replacing a file with several hard links does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HardLinks {
+    /// It is refused, with a hint.
+    #[default]
+    Refuse,
+    /// This name gets the new content, the others keep the old one.
+    Break,
+}
+
+/// When commits are settled, which is when their files are durable in place and the log can forget them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Checkpoints {
+    /// A thread of the store's own does it, [`Options::settle_after`] the first commit.
+    #[default]
+    Background,
+    /// Only [`Store::checkpoint`], [`Store::close`], and a full log do.
+    Manual,
+}
+
+/// Options for opening a store. [`Store::open`] takes the defaults.
+///
+/// ```
+/// # let scratch = tempfile::tempdir()?;
+/// # let root = scratch.path();
+/// let store = atomtree::Options::new().segment_bytes(1 << 20).open(root)?;
+/// # store.close()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Options {
+    pub(crate) log: LogOptions,
+    pub(crate) inline_bytes_max: u64,
+    pub(crate) settle_after: Duration,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) history_transactions_max: u64,
+    pub(crate) symlinks: Symlinks,
+    pub(crate) hard_links: HardLinks,
+    pub(crate) adopt: bool,
+    pub(crate) allow_owner: Option<u32>,
+    pub(crate) allow_remote: bool,
+    pub(crate) vfs: Arc<dyn Vfs>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            log: LogOptions::default(),
+            inline_bytes_max: 1 << 20,
+            settle_after: Duration::from_secs(1),
+            checkpoints: Checkpoints::default(),
+            history_transactions_max: 10_000,
+            symlinks: Symlinks::default(),
+            hard_links: HardLinks::default(),
+            adopt: false,
+            allow_owner: None,
+            allow_remote: false,
+            vfs: Arc::new(Os::default()),
+        }
+    }
+}
+
+impl Options {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Length of a log segment in bytes, fixed when the store is created: 64 KiB to 1 GiB, a multiple of 4096.
+    /// Default 16 MiB. Two are made at once.
+    #[must_use]
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.log.segment_bytes = bytes;
+        self
+    }
+
+    /// What all segments together may take, in bytes; at least three segments. Default 256 MiB.
+    #[must_use]
+    pub fn log_bytes_max(mut self, bytes: u64) -> Self {
+        self.log.log_bytes_max = bytes;
+        self
+    }
+
+    /// Contents up to this many bytes travel inside the log, so that their files need no sync of their own. Default
+    /// 1 MiB; a transaction's contents together take at most a quarter of a segment.
+    #[must_use]
+    pub fn inline_bytes_max(mut self, bytes: u64) -> Self {
+        self.inline_bytes_max = bytes;
+        self
+    }
+
+    /// How long after the first unsettled commit a background checkpoint starts. Default 1 s.
+    #[must_use]
+    pub fn settle_after(mut self, time: Duration) -> Self {
+        self.settle_after = time;
+        self
+    }
+
+    /// Who checkpoints. Default [`Checkpoints::Background`].
+    #[must_use]
+    pub fn checkpoints(mut self, checkpoints: Checkpoints) -> Self {
+        self.checkpoints = checkpoints;
+        self
+    }
+
+    /// How many settled transactions the history keeps at least. Default 10,000.
+    #[must_use]
+    pub fn history_transactions_max(mut self, transactions: u64) -> Self {
+        self.history_transactions_max = transactions;
+        self
+    }
+
+    /// What writing through a final symlink does. Default [`Symlinks::Refuse`].
+    #[must_use]
+    pub fn symlinks(mut self, symlinks: Symlinks) -> Self {
+        self.symlinks = symlinks;
+        self
+    }
+
+    /// What replacing a file with several hard links does. Default [`HardLinks::Refuse`].
+    #[must_use]
+    pub fn hard_links(mut self, hard_links: HardLinks) -> Self {
+        self.hard_links = hard_links;
+        self
+    }
+
+    /// Opens a store with unsettled transactions although it was copied or restored. Only when the tree beside it is
+    /// the one that they belong to.
+    #[must_use]
+    pub fn adopt(mut self, adopt: bool) -> Self {
+        self.adopt = adopt;
+        self
+    }
+
+    /// Lets root open a store that belongs to this user.
+    #[must_use]
+    pub fn allow_owner(mut self, uid: u32) -> Self {
+        self.allow_owner = Some(uid);
+        self
+    }
+
+    /// Opens a store on a network or user-space file system, where none of the promises is checked to hold.
+    #[must_use]
+    pub fn allow_remote(mut self, allow: bool) -> Self {
+        self.allow_remote = allow;
+        self
+    }
+
+    /// The storage to use instead of the operating system's: a simulated one, or one that fails on purpose.
+    #[must_use]
+    pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
+        self.vfs = vfs;
+        self
+    }
+
+    /// Opens the store of the tree at `root`, as [`Store::open`] does.
+    pub fn open(self, root: impl AsRef<Path>) -> Result<Store, Error> {
+        self.check()?;
+        Store::open_with(root.as_ref(), self)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let LogOptions { segment_bytes, log_bytes_max } = self.log;
+        let reason = if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
+            format!("segment_bytes is {segment_bytes}, and may be {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}")
+        } else if !segment_bytes.is_multiple_of(4096) {
+            format!("segment_bytes is {segment_bytes}, which is no multiple of 4096")
+        } else if log_bytes_max < 3 * segment_bytes {
+            format!("log_bytes_max is {log_bytes_max}, less than three segments of {segment_bytes}")
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(ErrorKind::InvalidInput, reason))
+    }
+}

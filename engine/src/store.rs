@@ -1,0 +1,399 @@
+//! An open store: opening and creating it, handing out transactions, closing it.
+
+use std::ffi::OsStr;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use atomtree_recovery::Doing;
+use atomtree_recovery::ballast::Ballast;
+use atomtree_recovery::known::Known;
+use atomtree_recovery::places::{Places, STORE_PARTS, StoreFile};
+use atomtree_recovery::plan::TransactionId;
+use atomtree_recovery::recover::{Recovery, Report};
+use atomtree_recovery::stage::Stage;
+use atomtree_recovery::sweep::sweep;
+use atomtree_recovery::tree_path::{STORE_DIR, STORE_DIR_NEW};
+use atomtree_recovery::{analyze, apply};
+use atomtree_vfs::{Access, Dir, Lock};
+use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
+use parking_lot::{Condvar, Mutex};
+
+use crate::checkpointer::{self, Unsettled};
+use crate::commit::{Outcome, Prepared};
+use crate::error::{Error, ErrorKind, OnPath};
+use crate::lock::{LOCK_FILE, MEMBERS_FILE, StoreLock};
+use crate::options::{Checkpoints, Options};
+use crate::transaction::Transaction;
+
+/// How often [`Store::transact`] repeats its closure after a conflict.
+const TRANSACT_ATTEMPTS: u32 = 16;
+
+/// The store of one tree. Cheap to clone; clones share it, and the last one that is dropped closes it.
+///
+/// Any number of threads may use it. Another process that opens the same tree meanwhile gets
+/// [`ErrorKind::Locked`].
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// What clones and transactions share. Dropping the last one closes the store.
+pub(crate) struct Shared {
+    pub(crate) engine: Arc<Engine>,
+    checkpointer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The store's parts.
+pub(crate) struct Engine {
+    pub(crate) places: Places,
+    pub(crate) options: Options,
+    pub(crate) ballast: Ballast,
+    pub(crate) can_exchange: bool,
+    stage: Stage,
+    /// The commit lock: held for a batch, across its sync, and for the records of a checkpoint.
+    pub(crate) commits: Mutex<CommitState>,
+    pub(crate) group: GroupCommit<Prepared, Outcome>,
+    /// Held while a checkpoint is made. Taken before `commits`, never after.
+    pub(crate) checkpoint_turn: Mutex<()>,
+    /// Taken after `commits`, for moments only.
+    pub(crate) unsettled: Mutex<Unsettled>,
+    /// Wakes the checkpointer; goes with `unsettled`.
+    pub(crate) wake: Condvar,
+    health: Mutex<Health>,
+    report: Report,
+    warnings: Vec<String>,
+    _lock: StoreLock,
+}
+
+/// What only the holder of the commit lock touches.
+pub(crate) struct CommitState {
+    pub(crate) log: Log,
+    pub(crate) next_tx: TransactionId,
+    /// Everything up to here is settled.
+    pub(crate) settled: Lsn,
+    /// Whether the log's last record says that it was closed.
+    pub(crate) is_closed: bool,
+}
+
+/// Whether commits are taken.
+enum Health {
+    Open,
+    Poisoned(String),
+    Closed,
+}
+
+impl Store {
+    /// Opens the store of the tree at `root`, an existing directory; creates it in `.atomtree` if there is none, and
+    /// recovers it if it was not closed. What recovery did, [`Store::recovery`] tells.
+    ///
+    /// # Durability
+    /// When this returns, every transaction that was ever acknowledged is in the tree, durably.
+    ///
+    /// # Errors
+    /// `not_found` or `not_a_directory` for the root; `locked` while another process has the store open; `permission`
+    /// if the store belongs to someone else or is open to others; `corrupt` for damage in what had been synced, with
+    /// nothing changed; `no_space`, after which it can be tried again; `unsupported` for a format version or file
+    /// system that is not.
+    pub fn open(root: impl AsRef<Path>) -> Result<Self, Error> {
+        Options::default().open(root)
+    }
+
+    pub(crate) fn open_with(root: &Path, options: Options) -> Result<Self, Error> {
+        let vfs = options.vfs.clone();
+        let root = vfs.open_root(root).on("open", root)?;
+        let warnings = check_file_system(&*root, &options)?;
+        if let Err(error) = root.metadata(OsStr::new(STORE_DIR)) {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error).on("look at", STORE_DIR);
+            }
+            create(&root, &options)?;
+        }
+        let places = Places::open(vfs.clone(), root)?;
+        let identity = vfs.identity().on("read the identity of", "this process")?;
+        places.check_ownership(options.allow_owner.filter(|_| identity.uid == 0).unwrap_or(identity.uid))?;
+        let lock = StoreLock::take(&places)?;
+        let engine = Engine::open(places, options, lock, warnings)?;
+        let checkpointer = match engine.options.checkpoints {
+            Checkpoints::Background => {
+                Some(checkpointer::start(&engine).on("start a thread for", STORE_DIR)?)
+            }
+            Checkpoints::Manual => None,
+        };
+        Ok(Self { shared: Arc::new(Shared { engine, checkpointer: Mutex::new(checkpointer) }) })
+    }
+
+    /// What opening this store had to do.
+    pub fn recovery(&self) -> &Report {
+        &self.shared.engine.report
+    }
+
+    /// Why durability or atomicity is not promised on this file system, if it isn't.
+    pub fn warnings(&self) -> &[String] {
+        &self.shared.engine.warnings
+    }
+
+    /// Begins a transaction. It sees the tree as it is when it looks, and commits only if what it saw still holds.
+    ///
+    /// # Errors
+    /// `poisoned` if the store takes no more commits.
+    pub fn begin(&self) -> Result<Transaction, Error> {
+        self.shared.engine.check_health()?;
+        Transaction::begin(self.shared.clone())
+    }
+
+    /// Runs `change` in a transaction and commits it; on a conflict runs it again, up to sixteen times, with growing
+    /// pauses. It may therefore run several times, and should do nothing but read and change the transaction.
+    ///
+    /// # Errors
+    /// What `change` returns, or `commit`; `conflict` if it was one each time.
+    pub fn transact<T>(
+        &self,
+        mut change: impl FnMut(&mut Transaction) -> Result<T, Error>,
+    ) -> Result<(T, crate::Receipt), Error> {
+        let mut attempt = 0;
+        loop {
+            let mut transaction = self.begin()?;
+            let result = change(&mut transaction).and_then(|value| Ok((value, transaction.commit()?)));
+            match result {
+                Err(error) if error.kind() == ErrorKind::Conflict && attempt < TRANSACT_ATTEMPTS - 1 => {
+                    self.pause(attempt);
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Waits a random while, up to twice as long each time, at most about 100 ms.
+    fn pause(&self, attempt: u32) {
+        let random = self.shared.engine.places.vfs.random().unwrap_or_default() as u64;
+        let most_us = 100_u64 << attempt.min(10);
+        std::thread::sleep(Duration::from_micros(random % most_us));
+    }
+
+    /// Makes a checkpoint now: everything committed so far is durable in place when this returns, and the log forgets
+    /// it.
+    ///
+    /// # Errors
+    /// Any means that the store is poisoned; the log still has everything.
+    pub fn checkpoint(&self) -> Result<(), Error> {
+        self.shared.engine.checkpoint()
+    }
+
+    /// Closes the store, for all its clones: the next open has nothing to replay.
+    ///
+    /// Dropping the last clone closes it too, and keeps errors to itself; then the next open recovers.
+    ///
+    /// # Errors
+    /// As for [`Store::checkpoint`].
+    pub fn close(self) -> Result<(), Error> {
+        self.shared.close()
+    }
+}
+
+impl Shared {
+    fn close(&self) -> Result<(), Error> {
+        self.engine.stop_checkpointer();
+        if let Some(thread) = self.checkpointer.lock().take() {
+            // It panics only if it is broken, and then the log is left for recovery.
+            let _ = thread.join();
+        }
+        self.engine.close()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Nothing is lost by an error here: what is not settled, the next open settles.
+        let _ = self.close();
+    }
+}
+
+impl Engine {
+    fn open(
+        places: Places,
+        options: Options,
+        lock: StoreLock,
+        warnings: Vec<String>,
+    ) -> Result<Arc<Self>, Error> {
+        let (store_file, is_original) = StoreFile::read(&*places.store)?;
+        let (mut log, scan) = Log::open(places.wal.clone(), store_file.id, options.log)
+            .map_err(atomtree_recovery::Error::Log)?;
+        let mut options = options;
+        options.log = log.options();
+        let ballast = Ballast::open(&*places.store).doing("open", ".atomtree/ballast")?;
+        let is_closed = scan.tail() == Tail::Closed;
+        let analysis = analyze::analyze(&scan)?;
+        if !is_closed && !is_original && !options.adopt && analysis.unsettled().next().is_some() {
+            return Err(atomtree_recovery::Error::NotAdopted.into());
+        }
+        let (mut next_tx, settled) = (analysis.next_tx, analysis.watermark);
+        drop(analysis);
+        let stage = Stage::create(&places)?;
+        let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
+        let recovery = Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange };
+        let mut report = Report::default();
+        if is_closed {
+            // Nothing to replay; a process that died before it logged anything may have left its staged files.
+            recovery_free_sweep(&places, &stage, &ballast, can_exchange)?;
+        } else {
+            (report, next_tx) = recovery.run(&mut log, &scan)?;
+        }
+        let settled = if is_closed { settled } else { log.next_lsn().previous() };
+        drop(scan);
+        Ok(Arc::new(Self {
+            places,
+            options,
+            ballast,
+            can_exchange,
+            stage,
+            commits: Mutex::new(CommitState { log, next_tx, settled, is_closed }),
+            group: GroupCommit::new(),
+            checkpoint_turn: Mutex::new(()),
+            unsettled: Mutex::new(Unsettled::default()),
+            wake: Condvar::new(),
+            health: Mutex::new(Health::Open),
+            report,
+            warnings,
+            _lock: lock,
+        }))
+    }
+
+    pub(crate) fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// Whether commits are taken.
+    pub(crate) fn check_health(&self) -> Result<(), Error> {
+        match &*self.health.lock() {
+            Health::Open => Ok(()),
+            Health::Poisoned(reason) => Err(Error::Poisoned { reason: reason.clone() }),
+            Health::Closed => Err(Error::invalid(ErrorKind::InvalidInput, "the store has been closed")),
+        }
+    }
+
+    /// Takes no more commits. The first reason stays.
+    pub(crate) fn poison(&self, reason: &str) {
+        let mut health = self.health.lock();
+        if matches!(*health, Health::Open) {
+            *health = Health::Poisoned(reason.to_owned());
+        }
+        drop(health);
+        self.wake.notify_all();
+    }
+
+    fn close(&self) -> Result<(), Error> {
+        match &*self.health.lock() {
+            Health::Open => {}
+            Health::Closed => return Ok(()),
+            Health::Poisoned(reason) => return Err(Error::Poisoned { reason: reason.clone() }),
+        }
+        self.close_log()?;
+        *self.health.lock() = Health::Closed;
+        // What can't be removed is swept at the next open.
+        let _ = self.stage.remove(&self.places);
+        Ok(())
+    }
+}
+
+/// Clears what processes left in `stage/` that died before they logged anything.
+fn recovery_free_sweep(
+    places: &Places,
+    stage: &Stage,
+    ballast: &Ballast,
+    can_exchange: bool,
+) -> Result<(), Error> {
+    let parents = apply::Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
+    let mut applier = apply::Applier::new(places, parents, ballast, can_exchange, Lsn(0));
+    sweep(places, stage.name(), &std::collections::BTreeMap::new(), &Known::default(), &mut applier)?;
+    Ok(())
+}
+
+fn check_file_system(root: &dyn Dir, options: &Options) -> Result<Vec<String>, Error> {
+    let file_system = root.file_system().on("describe the file system of", ".")?;
+    if file_system.remote && !options.allow_remote {
+        let reason = format!(
+            "the root lies on {}, where none of atomtree's promises is known to hold; use a local file system, or allow it",
+            file_system.name
+        );
+        return Err(Error::invalid(ErrorKind::Unsupported, reason));
+    }
+    Ok(file_system.caveat.into_iter().collect())
+}
+
+/// Builds a store under another name and renames it into place.
+fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
+    let vfs = &options.vfs;
+    let new = Path::new(STORE_DIR_NEW);
+    let dir = make_private_dir(&**root, STORE_DIR_NEW)?;
+    let open_lock = || match dir.create_file(OsStr::new(LOCK_FILE), 0o600) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            dir.open_file(OsStr::new(LOCK_FILE), Access::ReadWrite)
+        }
+        result => result,
+    };
+    let lock = open_lock().doing("create", ".atomtree.new/lock")?;
+    if !lock.try_lock(Lock::Exclusive).doing("lock", ".atomtree.new/lock")? {
+        return Err(Error::Locked { holder: "a process that is creating it".into() });
+    }
+    // Whoever held the lock before may have finished, and what we hold is then the store itself.
+    match root.metadata(new.as_os_str()) {
+        Ok(found) if found.inode == dir.own_metadata().on("look at", new)?.inode => {}
+        _ => return Ok(()),
+    }
+    clear_unfinished(&*dir)?;
+    for part in STORE_PARTS {
+        make_private_dir(&*dir, part)?;
+    }
+    let places = Places::of_store(vfs.clone(), root.clone(), dir.clone())?;
+    let id = vfs.random().on("read randomness for", new)?.to_be_bytes();
+    Log::create(places.wal.clone(), id, options.log).map_err(atomtree_recovery::Error::Log)?;
+    let ballast = Ballast::open(&*dir).doing("create", ".atomtree.new/ballast")?;
+    ballast.fill().doing("allocate", ".atomtree.new/ballast")?;
+    dir.create_file(OsStr::new(MEMBERS_FILE), 0o600).doing("create", ".atomtree.new/members")?;
+    let ignore =
+        dir.create_file(OsStr::new(".gitignore"), 0o600).doing("create", ".atomtree.new/.gitignore")?;
+    ignore.write_at(&[IoSlice::new(b"*\n")], 0).doing("write", ".atomtree.new/.gitignore")?;
+    StoreFile::create(&*dir, id, options.log.segment_bytes).doing("create", ".atomtree.new/store")?;
+    // Everything in it, then its name: it stands whole or not at all.
+    root.sync_filesystem().doing("sync the file system of", "the root")?;
+    match root.rename(new.as_os_str(), &**root, OsStr::new(STORE_DIR)) {
+        Ok(()) => root.sync().doing("sync", "the root")?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).on("rename into place", new),
+    }
+    Ok(())
+}
+
+/// Makes a directory that is open to nobody else, whatever the umask; or takes the one that is there.
+fn make_private_dir(parent: &dyn Dir, name: &str) -> Result<Arc<dyn Dir>, Error> {
+    match parent.create_dir(OsStr::new(name), 0o700) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).on("create", name),
+        _ => {}
+    }
+    let dir = parent.open_dir(Path::new(name)).on("open", name)?;
+    if dir.own_metadata().on("look at", name)?.mode != 0o700 {
+        dir.set_mode(0o700).on("set the mode of", name)?;
+    }
+    Ok(dir)
+}
+
+/// Removes what an unfinished creation left: only names that creation itself makes.
+fn clear_unfinished(dir: &dyn Dir) -> Result<(), Error> {
+    let remove = |dir: &dyn Dir, name: &OsStr| match dir.remove_file(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", Path::new(name)),
+        _ => Ok(()),
+    };
+    for name in [MEMBERS_FILE, ".gitignore", "store", "ballast"] {
+        remove(dir, OsStr::new(name))?;
+    }
+    if let Ok(wal) = dir.open_dir(Path::new("wal")) {
+        for entry in wal.list().on("list", STORE_DIR_NEW)? {
+            remove(&*wal, &entry.name)?;
+        }
+    }
+    Ok(())
+}

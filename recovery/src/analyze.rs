@@ -1,0 +1,172 @@
+//! What the log's records say: which transactions are committed, which of them are not settled, and what every slot
+//! that is named may hold. No I/O beyond reading the frames it is given.
+
+use std::collections::BTreeMap;
+
+use atomtree_wal::{self as wal, Lsn, Scan};
+
+use crate::error::Error;
+use crate::image::{Image, Slot};
+use crate::plan::{Begin, Change, Checkpoint, Commit, Record, RecordKind, TransactionId, decode};
+use crate::tree_path::TreePath;
+
+/// A committed transaction, as it was logged.
+#[derive(Clone, Debug)]
+pub struct Committed<'a> {
+    /// Number, time, label and agent.
+    pub begin: Begin,
+    /// LSN of its commit record.
+    pub lsn: Lsn,
+    /// What it changes, each with its original filled in.
+    pub changes: Vec<Change<'a>>,
+}
+
+/// What the accepted part of the log says.
+#[derive(Debug)]
+pub struct Analysis<'a> {
+    /// Every committed transaction that is still in the log, settled or not, in order.
+    pub committed: Vec<Committed<'a>>,
+    /// LSN below or at which everything is settled.
+    pub watermark: Lsn,
+    /// Commits up to this LSN had been applied, though perhaps not durably.
+    pub applied: Lsn,
+    /// Number of the next transaction.
+    pub next_tx: TransactionId,
+    /// Runs without a commit record, above the watermark.
+    pub voided: u64,
+}
+
+impl<'a> Analysis<'a> {
+    /// The committed transactions that are not settled.
+    pub fn unsettled(&self) -> impl Iterator<Item = &Committed<'a>> {
+        self.committed.iter().filter(|transaction| transaction.lsn > self.watermark)
+    }
+
+    /// Every slot that a record names, with the change it belongs to.
+    pub fn slots(&self) -> BTreeMap<Slot, (&Committed<'a>, &Change<'a>)> {
+        let mut slots = BTreeMap::new();
+        for transaction in &self.committed {
+            for change in &transaction.changes {
+                if let Some(slot) = &change.slot {
+                    slots.insert(slot.clone(), (transaction, change));
+                }
+            }
+        }
+        slots
+    }
+}
+
+/// The highest watermark in the accepted part of the log.
+pub fn watermark(scan: &Scan) -> Result<Lsn, Error> {
+    let mut watermark = Lsn(0);
+    for frame in scan.frames() {
+        let frame = frame?;
+        if RecordKind::from_code(frame.kind) == Some(RecordKind::Checkpoint)
+            && let Record::Checkpoint(checkpoint) = decode(frame.lsn, frame.kind, frame.payload)?
+        {
+            watermark = watermark.max(Lsn(checkpoint.watermark));
+        }
+    }
+    Ok(watermark)
+}
+
+/// A transaction's run while it is being read.
+struct Run<'a> {
+    begin: Begin,
+    images: BTreeMap<TreePath, Image<'a>>,
+    changes: Vec<Change<'a>>,
+    image_count: u32,
+}
+
+impl<'a> Run<'a> {
+    fn finish(self, lsn: Lsn, commit: Commit) -> Result<Committed<'a>, Error> {
+        let found = (self.begin.tx, self.image_count, self.changes.len() as u32);
+        let expected = (commit.tx, commit.images, commit.changes);
+        if found != expected {
+            return Err(Error::Sequence {
+                lsn,
+                reason: format!(
+                    "its run is (transaction, images, changes) {found:?}, the commit says {expected:?}"
+                ),
+            });
+        }
+        let Self { begin, mut images, mut changes, .. } = self;
+        for change in &mut changes {
+            change.before = images.remove(&change.path);
+        }
+        match images.pop_first() {
+            None => Ok(Committed { begin, lsn, changes }),
+            Some((path, _)) => {
+                Err(Error::Sequence { lsn, reason: format!("an image of {path} without a change") })
+            }
+        }
+    }
+}
+
+/// Reads the accepted part of the log.
+///
+/// # Errors
+/// [`Error::Log`] for damage in frames, [`Error::Record`] and [`Error::Sequence`] for frames that are whole and make
+/// no sense.
+pub fn analyze(scan: &Scan) -> Result<Analysis<'_>, Error> {
+    let mut analysis = Analysis {
+        committed: Vec::new(),
+        watermark: Lsn(0),
+        applied: Lsn(0),
+        next_tx: TransactionId(1),
+        voided: 0,
+    };
+    let mut void_runs: Vec<Lsn> = Vec::new();
+    let mut run: Option<(Lsn, Run<'_>)> = None;
+    for frame in scan.frames() {
+        let wal::Frame { lsn, kind, payload, .. } = frame?;
+        match (decode(lsn, kind, payload)?, &mut run) {
+            (Record::Begin(begin), _) => {
+                // A run that ends without a commit was cut short by a crash or a failed append, and never counted.
+                void_runs.extend(run.as_ref().map(|(lsn, _)| *lsn));
+                run =
+                    Some((lsn, Run { begin, images: BTreeMap::new(), changes: Vec::new(), image_count: 0 }));
+            }
+            (Record::Image(path, image), Some((_, run))) => {
+                run.image_count += 1;
+                run.images.insert(path, image);
+            }
+            (Record::Change(change), Some((_, run))) => run.changes.push(change),
+            (Record::Commit(commit), Some(_)) => {
+                let (_, run) = run.take().expect("matched above");
+                let transaction = run.finish(lsn, commit)?;
+                analysis.next_tx =
+                    analysis.next_tx.max(TransactionId(transaction.begin.tx.0.saturating_add(1)));
+                analysis.committed.push(transaction);
+            }
+            // What a run's beginning explained may have been retired with its segment; then it is settled.
+            (Record::Image(..) | Record::Change(_) | Record::Commit(_), None)
+                if analysis.committed.is_empty() => {}
+            (Record::Image(..) | Record::Change(_) | Record::Commit(_), None) => {
+                return Err(Error::Sequence {
+                    lsn,
+                    reason: "a transaction's record outside of its run".into(),
+                });
+            }
+            (Record::Applied(applied), _) => {
+                void_runs.extend(run.take().map(|(lsn, _)| lsn));
+                analysis.applied = analysis.applied.max(Lsn(applied.through));
+            }
+            (Record::Checkpoint(Checkpoint { watermark, next_tx }), _) => {
+                void_runs.extend(run.take().map(|(lsn, _)| lsn));
+                if watermark > lsn.0 {
+                    return Err(Error::Sequence {
+                        lsn,
+                        reason: format!("a watermark of {watermark}, in the future"),
+                    });
+                }
+                analysis.watermark = analysis.watermark.max(Lsn(watermark));
+                analysis.next_tx = analysis.next_tx.max(next_tx);
+            }
+        }
+    }
+    void_runs.extend(run.map(|(lsn, _)| lsn));
+    analysis.voided = void_runs.iter().filter(|lsn| **lsn > analysis.watermark).count() as u64;
+    analysis.applied = analysis.applied.max(analysis.watermark);
+    Ok(analysis)
+}

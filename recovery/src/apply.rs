@@ -1,0 +1,347 @@
+//! Carries out changes on the user's tree: the only code that does, at commit and in recovery alike.
+//!
+//! Nothing is synced here. An existing name is replaced by an exchange with the slot that holds the new content, so
+//! the original ends up in the slot; a new name is filled by a rename that replaces nothing; a removal is a rename
+//! into the slot. Whatever comes out of the tree is compared with what was expected there, and moved to quarantine if
+//! it is something else: an edit that slipped in after the last check is displaced, never destroyed.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atomtree_vfs::{Dir, Kind, is_symlink_error};
+use atomtree_wal::Lsn;
+
+use crate::ballast::Ballast;
+use crate::image::{Attributes, Slot};
+use crate::places::Places;
+use crate::plan::{After, Change};
+use crate::tree_path::TreePath;
+
+/// Open directory handles are bounded, however many directories a transaction touches.
+const PARENTS_MAX: usize = 64;
+
+/// How often a name may change under our hands before the error is handed up.
+const ATTEMPTS: usize = 8;
+
+/// Foreign content that had to give way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Displaced {
+    /// The name it had.
+    pub path: TreePath,
+    /// Where it is now, relative to the store's directory: `quarantine/...`.
+    pub kept: String,
+}
+
+/// Directories of the tree, opened on first use and kept open for one batch. Never longer: what a path leads to is
+/// only known while nobody had time to change it.
+pub struct Parents {
+    root: Arc<dyn Dir>,
+    device: u64,
+    open: HashMap<PathBuf, Arc<dyn Dir>>,
+}
+
+impl Parents {
+    /// None open yet.
+    pub fn new(root: Arc<dyn Dir>) -> io::Result<Self> {
+        let device = root.own_metadata()?.device;
+        Ok(Self { root, device, open: HashMap::new() })
+    }
+
+    /// The directory that holds the name.
+    ///
+    /// # Errors
+    /// As for [`Dir::open_dir`]; `EXDEV` also for a directory on another device (a nested btrfs subvolume).
+    pub fn of(&mut self, path: &TreePath) -> io::Result<Arc<dyn Dir>> {
+        self.open(path.parent_path())
+    }
+
+    /// The directory at this path below the root.
+    pub fn open(&mut self, path: &Path) -> io::Result<Arc<dyn Dir>> {
+        if path.as_os_str().is_empty() {
+            return Ok(self.root.clone());
+        }
+        if let Some(dir) = self.open.get(path) {
+            return Ok(dir.clone());
+        }
+        let dir = self.root.open_dir(path)?;
+        if dir.own_metadata()?.device != self.device {
+            return Err(io::ErrorKind::CrossesDevices.into());
+        }
+        if self.open.len() >= PARENTS_MAX {
+            self.open.clear();
+        }
+        self.open.insert(path.to_owned(), dir.clone());
+        Ok(dir)
+    }
+
+    fn forget(&mut self) {
+        self.open.clear();
+    }
+}
+
+/// Slot directories, opened on first use.
+#[derive(Default)]
+struct SlotDirs(HashMap<String, Arc<dyn Dir>>);
+
+impl SlotDirs {
+    fn of(&mut self, places: &Places, slot: &Slot) -> io::Result<Arc<dyn Dir>> {
+        if let Some(dir) = self.0.get(&slot.dir) {
+            return Ok(dir.clone());
+        }
+        let dir = places.stage.open_dir(Path::new(&slot.dir))?;
+        self.0.insert(slot.dir.clone(), dir.clone());
+        Ok(dir)
+    }
+}
+
+/// Decides whether what came out of the tree into a slot was expected there.
+pub type Recognise<'a> = &'a mut dyn FnMut(&dyn Dir, &OsStr) -> io::Result<bool>;
+
+/// Applies changes, one after another.
+pub struct Applier<'a> {
+    places: &'a Places,
+    /// Directories of the tree.
+    pub parents: Parents,
+    slots: SlotDirs,
+    ballast: &'a Ballast,
+    /// Whether the file system can exchange names.
+    can_exchange: bool,
+    /// Names the quarantine's files.
+    lsn: Lsn,
+    displaced: Vec<Displaced>,
+}
+
+impl<'a> Applier<'a> {
+    /// An applier whose quarantined files carry `lsn` in their names.
+    pub fn new(
+        places: &'a Places,
+        parents: Parents,
+        ballast: &'a Ballast,
+        can_exchange: bool,
+        lsn: Lsn,
+    ) -> Self {
+        Self {
+            places,
+            parents,
+            slots: SlotDirs::default(),
+            ballast,
+            can_exchange,
+            lsn,
+            displaced: Vec::new(),
+        }
+    }
+
+    /// What has been displaced since this was last asked.
+    pub fn take_displaced(&mut self) -> Vec<Displaced> {
+        std::mem::take(&mut self.displaced)
+    }
+
+    /// Goes on for another transaction, whose quarantined files carry `lsn`.
+    pub fn set_lsn(&mut self, lsn: Lsn) {
+        self.lsn = lsn;
+    }
+
+    /// Applies one change of a committed transaction. Afterwards the slot holds the original, if there was one.
+    ///
+    /// # Durability
+    /// None; the log has it.
+    ///
+    /// # Errors
+    /// What stood in the way was neither removed nor changed; applying again is safe as long as the slot still holds
+    /// the new content.
+    pub fn apply(&mut self, change: &Change<'_>) -> io::Result<()> {
+        let vfs = self.places.vfs.clone();
+        let mut as_checked = |dir: &dyn Dir, name: &OsStr| match &change.before {
+            Some(image) => image.is_unchanged_at(&*vfs, dir, name),
+            None => Ok(false),
+        };
+        match (&change.after, &change.slot) {
+            (After::Dir { attributes }, _) => self.make_dir(&change.path, attributes),
+            (After::File { .. }, Some(slot)) => {
+                self.put(slot, &change.path, change.before.is_some(), &mut as_checked)
+            }
+            (After::Absent, Some(slot)) => self.take_out(&change.path, slot, &mut as_checked),
+            (_, None) => unreachable!("a change of a file has a slot: plans are made and decoded that way"),
+        }
+    }
+
+    /// Puts the slot's file at the name. What stood there comes out into the slot and is compared.
+    pub fn put(
+        &mut self,
+        slot: &Slot,
+        path: &TreePath,
+        expect_existing: bool,
+        recognise: Recognise<'_>,
+    ) -> io::Result<()> {
+        let mut exists = expect_existing;
+        for attempt in 1.. {
+            let dir = self.parent(path)?;
+            let slot_dir = self.slots.of(self.places, slot)?;
+            let result = if exists {
+                self.with_ballast(|this| this.exchange(&*slot_dir, slot, &*dir, path.name()))
+            } else {
+                self.with_ballast(|_| slot_dir.rename(&slot.os_name(), &*dir, path.name()))
+            };
+            match result {
+                Ok(()) if exists => return self.judge(slot, path, recognise),
+                Ok(()) => return Ok(()),
+                Err(error) if attempt == ATTEMPTS => return Err(error),
+                // The name came or went since it was looked at: the other way, then.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !exists => exists = true,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    exists = dir.metadata(path.name()).is_ok();
+                    self.parents.forget();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the loop returns at its last attempt")
+    }
+
+    /// Moves what stands at the name into the slot, where it is compared. Nothing there is fine.
+    pub fn take_out(&mut self, path: &TreePath, slot: &Slot, recognise: Recognise<'_>) -> io::Result<()> {
+        let dir = match self.parents.of(path) {
+            Ok(dir) => dir,
+            Err(error) if is_no_directory(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let slot_dir = self.slots.of(self.places, slot)?;
+        match self.with_ballast(|_| dir.rename(path.name(), &*slot_dir, &slot.os_name())) {
+            Ok(()) => self.judge(slot, path, recognise),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a directory, with its parents where somebody removed them. One that is already there stays as it is;
+    /// anything else in its place goes to quarantine.
+    pub fn make_dir(&mut self, path: &TreePath, attributes: &Attributes) -> io::Result<()> {
+        for attempt in 1.. {
+            let dir = self.parent(path)?;
+            match self.with_ballast(|_| dir.create_dir(path.name(), attributes.mode & 0o777)) {
+                Ok(()) => {
+                    // Open to nobody else in between would need a rename; the bits removed here are only those that
+                    // another process's umask left in.
+                    let made = dir.open_dir(Path::new(path.name()))?;
+                    let found = made.own_metadata()?;
+                    if (found.uid, found.gid) != (attributes.uid, attributes.gid) {
+                        made.set_owner(attributes.uid, attributes.gid)?;
+                    }
+                    if made.own_metadata()?.mode != attributes.mode {
+                        made.set_mode(attributes.mode)?;
+                    }
+                    return Ok(());
+                }
+                Err(error) if attempt == ATTEMPTS => return Err(error),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match dir.metadata(path.name())
+                {
+                    Ok(found) if found.kind == Kind::Dir => return Ok(()),
+                    Ok(_) => self.quarantine(&*dir, path.name(), path)?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                },
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.parents.forget(),
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the loop returns at its last attempt")
+    }
+
+    /// The directory that holds the name, made again if somebody removed it since the check; an obstacle in its place
+    /// goes to quarantine, because a durable transaction is never rolled back.
+    fn parent(&mut self, path: &TreePath) -> io::Result<Arc<dyn Dir>> {
+        match self.parents.of(path) {
+            Err(error) if is_no_directory(&error) => {
+                let parent = path.parent().ok_or(error)?;
+                let identity = self.places.vfs.identity()?;
+                let attributes = Attributes {
+                    mode: 0o777 & !identity.umask,
+                    uid: identity.uid,
+                    gid: identity.gid,
+                    xattrs: Vec::new(),
+                };
+                self.make_dir(&parent, &attributes)?;
+                self.parents.of(path)
+            }
+            result => result,
+        }
+    }
+
+    fn exchange(&self, slot_dir: &dyn Dir, slot: &Slot, dir: &dyn Dir, name: &OsStr) -> io::Result<()> {
+        if self.can_exchange {
+            return slot_dir.exchange(&slot.os_name(), dir, name);
+        }
+        // Without an exchange the original gets a second name first, so that it survives being renamed over. An edit
+        // by another program between the two calls is lost on such a file system; `status` says so.
+        let original = OsString::from(format!("{}-old", slot.name));
+        match slot_dir.remove_file(&original) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        dir.link(name, slot_dir, &original)?;
+        slot_dir.rename_over(&slot.os_name(), dir, name)?;
+        slot_dir.rename(&original, slot_dir, &slot.os_name())
+    }
+
+    /// Compares what came out into the slot, and quarantines it if it was not expected.
+    fn judge(&mut self, slot: &Slot, path: &TreePath, recognise: Recognise<'_>) -> io::Result<()> {
+        let slot_dir = self.slots.of(self.places, slot)?;
+        if recognise(&*slot_dir, &slot.os_name())? {
+            return Ok(());
+        }
+        self.quarantine(&*slot_dir, &slot.os_name(), path)
+    }
+
+    /// Moves what stands at `name` to quarantine, as content that had the name `path`.
+    pub fn quarantine(&mut self, dir: &dyn Dir, name: &OsStr, path: &TreePath) -> io::Result<()> {
+        for number in 0..u32::MAX {
+            let kept = quarantine_name(
+                self.lsn,
+                path,
+                &if number > 0 { format!("{number}-") } else { String::new() },
+            );
+            match self.with_ballast(|this| dir.rename(name, &*this.places.quarantine, &kept)) {
+                Ok(()) => {
+                    let kept = format!("quarantine/{}", kept.to_string_lossy());
+                    self.displaced.push(Displaced { path: path.clone(), kept });
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Tries again with the ballast released if there was no space.
+    fn with_ballast(&self, mut call: impl FnMut(&Self) -> io::Result<()>) -> io::Result<()> {
+        match call(self) {
+            Err(error) if is_no_space(&error) && self.ballast.release()? => call(self),
+            result => result,
+        }
+    }
+}
+
+/// Whether the error says that a path leads to no directory.
+pub fn is_no_directory(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) || is_symlink_error(error)
+}
+
+/// Whether the error says that there is no space, or that a quota is used up.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The name of a quarantined file: the LSN that displaced it, a digest of its whole path, what tells it from others
+/// of the same (nothing for the first), and the path's last component as far as it fits.
+pub fn quarantine_name(lsn: Lsn, path: &TreePath, distinction: &str) -> OsString {
+    let digest = blake3::hash(path.as_bytes()).to_hex();
+    let mut name = format!("{:016x}-{}-{distinction}", lsn.0, &digest[..8]).into_bytes();
+    let last = path.name().as_bytes();
+    name.extend(&last[..last.len().min(200)]);
+    OsString::from_vec(name)
+}

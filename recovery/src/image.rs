@@ -1,0 +1,435 @@
+//! What stood at a name at one moment: identity, metadata, and as much of the content as is worth keeping.
+//!
+//! The same type serves the check before a commit (is this still what the transaction saw?), the comparison of what an
+//! exchange displaced, and recovery (is this content one of ours?). Comparisons go by identity, size and times where
+//! the clock allows, by content where it doesn't.
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use atomtree_vfs::{Access, Dir, File, Kind, Metadata, SECTOR_BYTES, Timestamp, Vfs, Xattr};
+use serde::{Deserialize, Serialize};
+
+/// BLAKE3 of a content.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Digest(#[serde(with = "serde_bytes")] pub [u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The digest of a whole file, read in pieces, and its length as read.
+    pub fn of_file(file: &dyn File) -> io::Result<(u64, Self)> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 128 * 1024];
+        let mut offset = 0;
+        loop {
+            let read = file.read_at(&mut buffer, offset)?;
+            if read == 0 {
+                return Ok((offset, Self(*hasher.finalize().as_bytes())));
+            }
+            hasher.update(&buffer[..read]);
+            offset += read as u64;
+        }
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The metadata that replacing a file keeps: everything but times.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Permission bits, setuid, setgid and sticky included.
+    pub mode: u32,
+    /// Owning user.
+    pub uid: u32,
+    /// Owning group.
+    pub gid: u32,
+    /// Extended attributes by name, sorted; ACLs and capabilities among them.
+    pub xattrs: Vec<Attribute>,
+}
+
+/// One extended attribute as it is logged.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Attribute {
+    /// Full name, as bytes.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// Value.
+    #[serde(with = "serde_bytes")]
+    pub value: Vec<u8>,
+}
+
+impl Attributes {
+    fn new(metadata: &Metadata, xattrs: Vec<Xattr>) -> Self {
+        let mut xattrs: Vec<_> = xattrs
+            .into_iter()
+            .map(|xattr| Attribute { name: xattr.name.into_vec(), value: xattr.value })
+            .collect();
+        xattrs.sort();
+        Self { mode: metadata.mode, uid: metadata.uid, gid: metadata.gid, xattrs }
+    }
+
+    /// Reads a file's attributes.
+    pub fn of_file(file: &dyn File) -> io::Result<Self> {
+        Ok(Self::new(&file.metadata()?, file.xattrs()?))
+    }
+
+    /// Reads a directory's attributes.
+    pub fn of_dir(dir: &dyn Dir) -> io::Result<Self> {
+        Ok(Self::new(&dir.own_metadata()?, dir.xattrs()?))
+    }
+
+    /// Gives `file` these attributes: owner first, because changing it clears setuid and capabilities; the permission
+    /// bits last, so that the file is never open to more than its final mode allows.
+    ///
+    /// # Errors
+    /// The first that is refused; those before it are set.
+    pub fn set_on_file(&self, file: &dyn File) -> io::Result<()> {
+        let found = file.metadata()?;
+        if (found.uid, found.gid) != (self.uid, self.gid) {
+            file.set_owner(self.uid, self.gid)?;
+        }
+        let present = file.xattrs()?;
+        for xattr in &self.xattrs {
+            let name = OsStr::from_bytes(&xattr.name);
+            if !present.iter().any(|other| other.name == name && other.value == xattr.value) {
+                file.set_xattr(name, &xattr.value)?;
+            }
+        }
+        for extra in present {
+            if !self.xattrs.iter().any(|xattr| xattr.name == extra.name.as_bytes()) {
+                file.remove_xattr(&extra.name)?;
+            }
+        }
+        // An ACL rewrites the group bits and the other way round, so the mode is compared after the attributes.
+        if file.metadata()?.mode != self.mode {
+            file.set_mode(self.mode)?;
+        }
+        Ok(())
+    }
+
+    /// Whether every single item is the one in `self`, in `other`, or what a file has that was just created (0600,
+    /// nothing else): then a cut took part of our own changes, and nobody else touched it.
+    pub fn is_mix(found: &Self, own: &[&Self], created_uid: u32, created_gid: u32) -> bool {
+        let mode = found.mode == 0o600 || own.iter().any(|a| a.mode == found.mode);
+        let owner = (found.uid, found.gid) == (created_uid, created_gid)
+            || own.iter().any(|a| (a.uid, a.gid) == (found.uid, found.gid))
+            || own.iter().any(|a| a.gid == found.gid && found.uid == created_uid);
+        let known = found.xattrs.iter().all(|xattr| own.iter().any(|a| a.xattrs.contains(xattr)));
+        mode && owner && known
+    }
+}
+
+/// As much of a content as an image keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// All of it.
+    Inline(Cow<'a, [u8]>),
+    /// Its digest; the length is the image's size.
+    Digest(Digest),
+    /// Nothing: the content is known by inode, size and time of modification alone.
+    Unread,
+}
+
+impl Content<'_> {
+    /// The digest, computed where the bytes are at hand.
+    pub fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Inline(bytes) => Some(Digest::of(bytes)),
+            Self::Digest(digest) => Some(*digest),
+            Self::Unread => None,
+        }
+    }
+}
+
+/// What stood at a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image<'a> {
+    /// File or symlink (whose content is its target); directories have no content.
+    pub kind: Kind,
+    /// Inode number.
+    pub inode: u64,
+    /// Creation time, where the file system keeps one.
+    pub born: Option<Timestamp>,
+    /// Length in bytes.
+    pub size: u64,
+    /// Time of the last change of content.
+    pub modified: Timestamp,
+    /// Time of the last change of the inode. Not logged: an exchange changes it.
+    pub changed: Timestamp,
+    /// When this image was taken, by the same machine's clock.
+    pub captured: Timestamp,
+    /// Number of names. Not logged.
+    pub links: u64,
+    /// Mount id. Not logged.
+    pub mount: u64,
+    /// Mode, owner and extended attributes.
+    pub attributes: Attributes,
+    /// The content, or what stands for it.
+    pub content: Content<'a>,
+}
+
+/// Up to which size contents are read when an image is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageLimits {
+    /// Contents up to this many bytes are kept whole.
+    pub inline_bytes: u64,
+    /// Contents up to this many bytes are digested.
+    pub digest_bytes: u64,
+}
+
+impl Default for ImageLimits {
+    fn default() -> Self {
+        Self { inline_bytes: 4096, digest_bytes: 1 << 20 }
+    }
+}
+
+impl Image<'static> {
+    /// Takes an image of what stands at the name; `None` for nothing.
+    ///
+    /// A file too large to be digested is digested all the same if it changed so recently that its times could not
+    /// tell the next change.
+    pub fn capture(
+        vfs: &dyn Vfs,
+        dir: &dyn Dir,
+        name: &OsStr,
+        limits: ImageLimits,
+    ) -> io::Result<Option<Image<'static>>> {
+        let metadata = match dir.metadata(name) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match metadata.kind {
+            Kind::File => {}
+            Kind::Symlink => {
+                let target = dir.read_link(name)?.into_vec();
+                let content = Content::Inline(Cow::Owned(target));
+                let attributes = Attributes::new(&metadata, Vec::new());
+                return Ok(Some(Self::new(vfs.now(), &metadata, attributes, content)));
+            }
+            Kind::Dir | Kind::Other => {
+                let attributes = Attributes::new(&metadata, Vec::new());
+                return Ok(Some(Self::new(vfs.now(), &metadata, attributes, Content::Unread)));
+            }
+        }
+        let file = match dir.open_file(name, Access::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Self::capture_file(vfs, &*file, limits).map(Some)
+    }
+
+    /// As [`Image::capture`], of a file that is open.
+    pub fn capture_file(vfs: &dyn Vfs, file: &dyn File, limits: ImageLimits) -> io::Result<Image<'static>> {
+        // Times first, content after: an edit in between shows as a newer time at the next comparison.
+        let captured = vfs.now();
+        let metadata = file.metadata()?;
+        let recent = is_recent(metadata.changed, captured, vfs);
+        let content = if metadata.size <= limits.inline_bytes {
+            match file.read_all(limits.inline_bytes) {
+                Ok(bytes) => Content::Inline(Cow::Owned(bytes)),
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    Content::Digest(Digest::of_file(file)?.1)
+                }
+                Err(error) => return Err(error),
+            }
+        } else if metadata.size <= limits.digest_bytes || recent {
+            Content::Digest(Digest::of_file(file)?.1)
+        } else {
+            Content::Unread
+        };
+        let attributes = Attributes::new(&metadata, file.xattrs()?);
+        Ok(Self::new(captured, &metadata, attributes, content))
+    }
+
+    /// As [`Image::capture_file`], with the whole content, of at most `limit` bytes.
+    pub fn capture_with_content(
+        vfs: &dyn Vfs,
+        file: &dyn File,
+        limits: ImageLimits,
+        limit: u64,
+    ) -> io::Result<(Image<'static>, Vec<u8>)> {
+        let captured = vfs.now();
+        let metadata = file.metadata()?;
+        let bytes = file.read_all(limit)?;
+        let content = if bytes.len() as u64 <= limits.inline_bytes {
+            Content::Inline(Cow::Owned(bytes.clone()))
+        } else {
+            Content::Digest(Digest::of(&bytes))
+        };
+        let attributes = Attributes::new(&metadata, file.xattrs()?);
+        let mut image = Self::new(captured, &metadata, attributes, content);
+        image.size = bytes.len() as u64;
+        Ok((image, bytes))
+    }
+
+    fn new(
+        captured: Timestamp,
+        metadata: &Metadata,
+        attributes: Attributes,
+        content: Content<'static>,
+    ) -> Self {
+        Self {
+            kind: metadata.kind,
+            inode: metadata.inode,
+            born: metadata.born,
+            size: metadata.size,
+            modified: metadata.modified,
+            changed: metadata.changed,
+            captured,
+            links: metadata.links,
+            mount: metadata.mount,
+            attributes,
+            content,
+        }
+    }
+}
+
+/// Whether something changed at `time` could change again, after `captured`, without its time showing it.
+pub fn is_recent(time: Timestamp, captured: Timestamp, vfs: &dyn Vfs) -> bool {
+    time.plus_ns(vfs.timestamp_granularity_ns()) >= captured
+}
+
+impl Image<'_> {
+    /// Whether `found` is the inode of this image, unchanged as far as its times can tell, inode changes included.
+    pub fn has_times_of(&self, found: &Metadata) -> bool {
+        self.has_content_times_of(found) && self.changed == found.changed
+    }
+
+    /// Whether `found` is the inode of this image with its content unchanged as far as its times can tell. The time of
+    /// the inode's own change is left out, because a rename or exchange moves it.
+    pub fn has_content_times_of(&self, found: &Metadata) -> bool {
+        self.kind == found.kind
+            && self.inode == found.inode
+            && self.born == found.born
+            && self.size == found.size
+            && self.modified == found.modified
+    }
+
+    /// Whether content of `size` bytes with this digest is the image's; `None` if the image doesn't know its content.
+    pub fn has_content(&self, size: u64, digest: Digest) -> Option<bool> {
+        Some(self.size == size && self.content.digest()? == digest)
+    }
+
+    /// Whether what stands at the name still holds this image's content: by identity, size and time of modification
+    /// where that time is old enough to prove it, by content otherwise.
+    pub fn is_unchanged_at(&self, vfs: &dyn Vfs, dir: &dyn Dir, name: &OsStr) -> io::Result<bool> {
+        let found = dir.metadata(name)?;
+        if found.kind != self.kind {
+            return Ok(false);
+        }
+        let same_times = self.has_content_times_of(&found);
+        if same_times && !is_recent(self.modified, self.captured, vfs) {
+            return Ok(true);
+        }
+        match self.kind {
+            Kind::File if self.content == Content::Unread => Ok(same_times),
+            Kind::File if found.size != self.size => Ok(false),
+            Kind::File => {
+                let (size, digest) = Digest::of_file(&*dir.open_file(name, Access::Read)?)?;
+                Ok(self.has_content(size, digest) == Some(true))
+            }
+            Kind::Symlink => {
+                let target = dir.read_link(name)?;
+                Ok(matches!(&self.content, Content::Inline(bytes) if **bytes == *target.as_bytes()))
+            }
+            Kind::Dir | Kind::Other => Ok(same_times),
+        }
+    }
+
+    /// The same image, owning its content.
+    pub fn into_owned(self) -> Image<'static> {
+        let content = match self.content {
+            Content::Inline(bytes) => Content::Inline(Cow::Owned(bytes.into_owned())),
+            Content::Digest(digest) => Content::Digest(digest),
+            Content::Unread => Content::Unread,
+        };
+        Image { content, ..self }
+    }
+}
+
+/// Whether `found` is what a power cut may have left of `image`: no longer, and every 512-byte sector either the
+/// image's or all zeros. An empty content is a torn one of any image.
+pub fn is_torn(found: &[u8], image: &[u8]) -> bool {
+    found.len() <= image.len()
+        && found
+            .chunks(SECTOR_BYTES)
+            .zip(image.chunks(SECTOR_BYTES))
+            .all(|(found, image)| found == &image[..found.len()] || found.iter().all(|&byte| byte == 0))
+}
+
+/// A file in `stage/`: the directory of the process that made it, and its name there. New content waits there on its
+/// way in; afterwards it holds the original that was replaced.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Slot {
+    /// Name of the process's own directory.
+    pub dir: String,
+    /// Name of the file.
+    pub name: String,
+}
+
+impl Slot {
+    /// Whether both names are such as atomtree makes: then they cannot lead anywhere else.
+    pub fn is_valid(&self) -> bool {
+        let plain = |name: &str| {
+            !name.is_empty()
+                && name.len() <= 64
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        plain(&self.dir) && plain(&self.name)
+    }
+
+    /// The file's name, for the operating system.
+    pub fn os_name(&self) -> OsString {
+        OsString::from(&self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn torn_is_sectors_of_the_image_or_zeros_and_never_longer() {
+        let image: Vec<u8> = (0..1500u32).map(|n| (n % 251 + 1) as u8).collect();
+        assert!(is_torn(b"", &image), "an empty file is torn");
+        assert!(is_torn(&image, &image));
+        assert!(is_torn(&image[..700], &image), "cut short");
+        let mut zeroed = image.clone();
+        zeroed[512..1024].fill(0);
+        assert!(is_torn(&zeroed, &image), "one sector never written");
+        zeroed[512] = image[512];
+        assert!(!is_torn(&zeroed, &image), "half a sector is nobody's tear");
+        let longer = [image.clone(), vec![0]].concat();
+        assert!(!is_torn(&longer, &image), "longer than the image");
+        let mut foreign = image.clone();
+        foreign[3] ^= 1;
+        assert!(!is_torn(&foreign, &image));
+    }
+
+    #[test]
+    fn slots_cannot_lead_elsewhere() {
+        let slot = |dir: &str, name: &str| Slot { dir: dir.into(), name: name.into() };
+        assert!(slot("0af3", "1c").is_valid());
+        for bad in [slot("..", "a"), slot("a", "../x"), slot("", "a"), slot("a", "a/b"), slot("a", "a\0")] {
+            assert!(!bad.is_valid(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! What a transaction changes, one net change for each name, and how that is written in the log. No I/O.
+//!
+//! ```text
+//! record payload       every record of atomtree; the frame around it has the kind and the checksum
+//! +-----------------+--------------------------+-----------------------------+
+//! | u32 head bytes  | head, MessagePack arrays | content, the rest (or none) |
+//! +-----------------+--------------------------+-----------------------------+
+//!
+//! one transaction      a run of frames, appended at once
+//! +-------+---------+-----+----------+-----+--------+
+//! | begin | image   | ... | change   | ... | commit |
+//! +-------+---------+-----+----------+-----+--------+
+//! ```
+//!
+//! Changing a head's fields changes the format version. Whatever is decoded is checked here: paths are canonical, slots
+//! are plain names, lengths agree. Nothing that comes out can name the outside.
+
+use std::borrow::Cow;
+use std::num::NonZeroU8;
+
+use atomtree_vfs::{Kind, Timestamp};
+use atomtree_wal::Lsn;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::image::{Attributes, Content, Digest, Image, Slot};
+use crate::tree_path::TreePath;
+
+/// Number of a committed transaction, from 1; in the order of the log, without gaps while nothing is voided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TransactionId(pub u64);
+
+impl std::fmt::Display for TransactionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Kinds of records, as they stand in the log. Changing a number changes the format version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RecordKind {
+    /// A transaction's records follow.
+    Begin = 1,
+    /// What stood at a name.
+    Image = 2,
+    /// What shall stand there.
+    Change = 3,
+    /// The transaction is complete; once this is durable it is committed.
+    Commit = 4,
+    /// Every commit up to an LSN has been applied to the tree, durably or not.
+    Applied = 5,
+    /// Everything up to an LSN is in the tree, durably.
+    Checkpoint = 6,
+}
+
+impl RecordKind {
+    /// The kind as the log carries it.
+    pub fn code(self) -> NonZeroU8 {
+        NonZeroU8::new(self as u8).expect("kinds start at one")
+    }
+
+    /// The kind with this code.
+    pub fn from_code(code: NonZeroU8) -> Option<Self> {
+        [Self::Begin, Self::Image, Self::Change, Self::Commit, Self::Applied, Self::Checkpoint]
+            .into_iter()
+            .find(|kind| kind.code() == code)
+    }
+}
+
+/// Opens a transaction's run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    /// The transaction's number.
+    pub tx: TransactionId,
+    /// When it was logged: nanoseconds since the Unix epoch.
+    pub time_ns: i64,
+    /// Why, in the caller's words.
+    pub label: Option<String>,
+    /// Who, in the caller's words.
+    pub agent: Option<String>,
+}
+
+/// Closes a transaction's run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// The transaction's number, as in its begin record.
+    pub tx: TransactionId,
+    /// How many image records the run has.
+    pub images: u32,
+    /// How many change records the run has.
+    pub changes: u32,
+}
+
+/// Every commit up to `through` has been applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// LSN of the last commit record that was applied.
+    pub through: u64,
+}
+
+/// Everything up to `watermark` is settled: in the tree, and durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The LSN.
+    pub watermark: u64,
+    /// The number of the next transaction.
+    pub next_tx: TransactionId,
+}
+
+/// What shall stand at a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum After<'a> {
+    /// Nothing.
+    Absent,
+    /// A regular file.
+    File {
+        /// Mode, owner and extended attributes.
+        attributes: Attributes,
+        /// Length in bytes.
+        size: u64,
+        /// The bytes where they travel in the log, else their digest; never [`Content::Unread`].
+        content: Content<'a>,
+        /// Inode number of the staged file.
+        inode: u64,
+    },
+    /// A directory, made because something below it needs it.
+    Dir {
+        /// Mode, owner and extended attributes.
+        attributes: Attributes,
+    },
+}
+
+impl After<'_> {
+    /// The same, owning its content.
+    pub fn into_owned(self) -> After<'static> {
+        match self {
+            Self::Absent => After::Absent,
+            Self::Dir { attributes } => After::Dir { attributes },
+            Self::File { attributes, size, content, inode } => {
+                let content = match content {
+                    Content::Inline(bytes) => Content::Inline(Cow::Owned(bytes.into_owned())),
+                    Content::Digest(digest) => Content::Digest(digest),
+                    Content::Unread => Content::Unread,
+                };
+                After::File { attributes, size, content, inode }
+            }
+        }
+    }
+
+    /// Whether a regular file shall stand there whose content is not in the log.
+    pub fn is_by_reference(&self) -> bool {
+        matches!(self, Self::File { content: Content::Digest(_), .. })
+    }
+}
+
+/// One name's net change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change<'a> {
+    /// The name: canonical, without symlink components.
+    pub path: TreePath,
+    /// Inode number of the directory that holds it; 0 when the transaction makes that directory.
+    pub parent: u64,
+    /// What stood there; `None` for nothing.
+    pub before: Option<Image<'a>>,
+    /// What shall stand there.
+    pub after: After<'a>,
+    /// Where the new content waits and the original ends up; `None` for a directory.
+    pub slot: Option<Slot>,
+}
+
+impl Change<'_> {
+    /// The same, owning its contents.
+    pub fn into_owned(self) -> Change<'static> {
+        Change {
+            path: self.path,
+            parent: self.parent,
+            before: self.before.map(Image::into_owned),
+            after: self.after.into_owned(),
+            slot: self.slot,
+        }
+    }
+
+    /// Where the change stands in its transaction: directories first, parents before what they hold, removals last,
+    /// so that whoever reads the tree meanwhile misses as little as possible.
+    pub fn order(&self) -> (u8, usize) {
+        match self.after {
+            After::Dir { .. } => (0, self.path.depth()),
+            After::File { .. } => (1, 0),
+            After::Absent => (2, 0),
+        }
+    }
+}
+
+/// A transaction as it is logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan<'a> {
+    /// Number, time, label and agent.
+    pub begin: Begin,
+    /// In the order of [`Change::order`].
+    pub changes: Vec<Change<'a>>,
+}
+
+/// A record's payload, ready for the log: the head with its length, and the content beside it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Payload<'a> {
+    /// What frame it goes into.
+    pub kind: RecordKind,
+    /// Length and head.
+    pub head: Vec<u8>,
+    /// The content; empty for none.
+    pub content: &'a [u8],
+}
+
+#[derive(Serialize, Deserialize)]
+struct ImageHead<'a> {
+    #[serde(with = "serde_bytes")]
+    path: Vec<u8>,
+    symlink: bool,
+    inode: u64,
+    born_ns: Option<i64>,
+    size: u64,
+    modified_ns: i64,
+    captured_ns: i64,
+    attributes: Cow<'a, Attributes>,
+    content: ContentHead,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ChangeHead<'a> {
+    #[serde(with = "serde_bytes")]
+    path: Vec<u8>,
+    parent: u64,
+    slot: Option<Cow<'a, Slot>>,
+    after: AfterHead<'a>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum AfterHead<'a> {
+    Absent,
+    File { attributes: Cow<'a, Attributes>, size: u64, content: ContentHead, inode: u64 },
+    Dir { attributes: Cow<'a, Attributes> },
+}
+
+#[derive(Serialize, Deserialize)]
+enum ContentHead {
+    Inline,
+    Digest(Digest),
+    Unread,
+}
+
+impl ContentHead {
+    fn of(content: &Content<'_>) -> Self {
+        match content {
+            Content::Inline(_) => Self::Inline,
+            Content::Digest(digest) => Self::Digest(*digest),
+            Content::Unread => Self::Unread,
+        }
+    }
+}
+
+fn bytes_of<'a>(content: &'a Content<'_>) -> &'a [u8] {
+    match content {
+        Content::Inline(bytes) => bytes,
+        Content::Digest(_) | Content::Unread => &[],
+    }
+}
+
+fn payload<'a>(kind: RecordKind, head: &impl Serialize, content: &'a [u8]) -> Payload<'a> {
+    let mut bytes = vec![0; 4];
+    rmp_serde::encode::write(&mut bytes, head).expect("a head holds nothing that MessagePack can't");
+    let head_bytes = u32::try_from(bytes.len() - 4).expect("heads are bounded by path and attribute lengths");
+    bytes[..4].copy_from_slice(&head_bytes.to_le_bytes());
+    Payload { kind, head: bytes, content }
+}
+
+impl Plan<'_> {
+    /// The records of the transaction, in their order in the log.
+    pub fn payloads(&self) -> Vec<Payload<'_>> {
+        let mut payloads = vec![payload(RecordKind::Begin, &self.begin, &[])];
+        payloads.extend(self.changes.iter().filter_map(image_payload));
+        let images = payloads.len() - 1;
+        payloads.extend(self.changes.iter().map(change_payload));
+        let changes = self.changes.len();
+        let commit = Commit { tx: self.begin.tx, images: images as u32, changes: changes as u32 };
+        payloads.push(payload(RecordKind::Commit, &commit, &[]));
+        payloads
+    }
+}
+
+fn image_payload<'a>(change: &'a Change<'_>) -> Option<Payload<'a>> {
+    let image = change.before.as_ref()?;
+    let head = ImageHead {
+        path: change.path.as_bytes().to_vec(),
+        symlink: image.kind == Kind::Symlink,
+        inode: image.inode,
+        born_ns: image.born.map(|time| time.0),
+        size: image.size,
+        modified_ns: image.modified.0,
+        captured_ns: image.captured.0,
+        attributes: Cow::Borrowed(&image.attributes),
+        content: ContentHead::of(&image.content),
+    };
+    Some(payload(RecordKind::Image, &head, bytes_of(&image.content)))
+}
+
+fn change_payload<'a>(change: &'a Change<'_>) -> Payload<'a> {
+    let (after, content) = match &change.after {
+        After::Absent => (AfterHead::Absent, [].as_slice()),
+        After::Dir { attributes } => {
+            (AfterHead::Dir { attributes: Cow::Borrowed(attributes) }, [].as_slice())
+        }
+        After::File { attributes, size, content, inode } => {
+            debug_assert_ne!(*content, Content::Unread, "a new content is known");
+            let attributes = Cow::Borrowed(attributes);
+            let head =
+                AfterHead::File { attributes, size: *size, content: ContentHead::of(content), inode: *inode };
+            (head, bytes_of(content))
+        }
+    };
+    let slot = change.slot.as_ref().map(Cow::Borrowed);
+    let head = ChangeHead { path: change.path.as_bytes().to_vec(), parent: change.parent, slot, after };
+    payload(RecordKind::Change, &head, content)
+}
+
+impl Applied {
+    /// The record for the log.
+    pub fn payload(&self) -> Payload<'static> {
+        payload(RecordKind::Applied, self, &[])
+    }
+}
+
+impl Checkpoint {
+    /// The record for the log.
+    pub fn payload(&self) -> Payload<'static> {
+        payload(RecordKind::Checkpoint, self, &[])
+    }
+}
+
+/// A record read back from the log.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Record<'a> {
+    /// A transaction starts.
+    Begin(Begin),
+    /// What stood at a name.
+    Image(TreePath, Image<'a>),
+    /// What shall stand there; its `before` is not filled in.
+    Change(Change<'a>),
+    /// The transaction is complete.
+    Commit(Commit),
+    /// Commits have been applied.
+    Applied(Applied),
+    /// Commits are settled.
+    Checkpoint(Checkpoint),
+}
+
+/// Why a payload with a good checksum is not a record of this format.
+#[derive(Debug, thiserror::Error)]
+#[error("record at lsn {lsn} is not one of this format: {reason}")]
+pub struct DecodeError {
+    /// The frame's position.
+    pub lsn: Lsn,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Decodes one frame's payload.
+///
+/// # Errors
+/// A payload whose checksum holds but whose meaning doesn't: written by another program, or by hand.
+pub fn decode<'a>(lsn: Lsn, kind: NonZeroU8, payload: Cow<'a, [u8]>) -> Result<Record<'a>, DecodeError> {
+    decode_parts(kind, payload).map_err(|reason| DecodeError { lsn, reason })
+}
+
+fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, String> {
+    let kind = RecordKind::from_code(kind).ok_or_else(|| format!("unknown kind {kind}"))?;
+    let (length, rest) = payload.split_first_chunk().ok_or("shorter than its head's length")?;
+    let head_bytes = u32::from_le_bytes(*length) as usize;
+    let head = rest.get(..head_bytes).ok_or("its head is longer than the record")?;
+    let at = 4 + head_bytes;
+    match kind {
+        RecordKind::Begin => Ok(Record::Begin(decode_head(head)?)),
+        RecordKind::Commit => Ok(Record::Commit(decode_head(head)?)),
+        RecordKind::Applied => Ok(Record::Applied(decode_head(head)?)),
+        RecordKind::Checkpoint => Ok(Record::Checkpoint(decode_head(head)?)),
+        RecordKind::Image => {
+            let head: ImageHead<'static> = decode_head(head)?;
+            let path = TreePath::from_bytes(&head.path).map_err(|error| error.to_string())?;
+            let content = content_of(head.content, head.size, tail(payload, at))?;
+            let image = Image {
+                kind: if head.symlink { Kind::Symlink } else { Kind::File },
+                inode: head.inode,
+                born: head.born_ns.map(Timestamp),
+                size: head.size,
+                modified: Timestamp(head.modified_ns),
+                changed: Timestamp::default(),
+                captured: Timestamp(head.captured_ns),
+                links: 1,
+                mount: 0,
+                attributes: head.attributes.into_owned(),
+                content,
+            };
+            Ok(Record::Image(path, image))
+        }
+        RecordKind::Change => {
+            let head: ChangeHead<'static> = decode_head(head)?;
+            let path = TreePath::from_bytes(&head.path).map_err(|error| error.to_string())?;
+            let slot = head.slot.map(Cow::into_owned);
+            if slot.as_ref().is_some_and(|slot| !slot.is_valid()) {
+                return Err("its slot is not a plain name".into());
+            }
+            let after = match head.after {
+                AfterHead::Absent => After::Absent,
+                AfterHead::Dir { attributes } => After::Dir { attributes: attributes.into_owned() },
+                AfterHead::File { content: ContentHead::Unread, .. } => {
+                    return Err("a new file without content".into());
+                }
+                AfterHead::File { attributes, size, content, inode } => After::File {
+                    attributes: attributes.into_owned(),
+                    size,
+                    content: content_of(content, size, tail(payload, at))?,
+                    inode,
+                },
+            };
+            if matches!(after, After::Dir { .. }) == slot.is_some() {
+                return Err("a file without a slot, or a directory with one".into());
+            }
+            Ok(Record::Change(Change { path, parent: head.parent, before: None, after, slot }))
+        }
+    }
+}
+
+fn decode_head<T: DeserializeOwned>(head: &[u8]) -> Result<T, String> {
+    // From a slice, so that a hostile length is checked against what is there before anything is allocated.
+    rmp_serde::from_slice(head).map_err(|error| error.to_string())
+}
+
+fn tail(payload: Cow<'_, [u8]>, at: usize) -> Cow<'_, [u8]> {
+    match payload {
+        Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[at..]),
+        Cow::Owned(mut bytes) => Cow::Owned(bytes.split_off(at)),
+    }
+}
+
+fn content_of(head: ContentHead, size: u64, bytes: Cow<'_, [u8]>) -> Result<Content<'_>, String> {
+    match head {
+        ContentHead::Inline if bytes.len() as u64 == size => Ok(Content::Inline(bytes)),
+        ContentHead::Inline => Err(format!("{} bytes of content, {size} expected", bytes.len())),
+        _ if !bytes.is_empty() => Err("content where a digest was promised".into()),
+        ContentHead::Digest(digest) => Ok(Content::Digest(digest)),
+        ContentHead::Unread => Ok(Content::Unread),
+    }
+}

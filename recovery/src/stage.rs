@@ -1,0 +1,114 @@
+//! A process's own directory in `stage/`: new contents wait there on their way in, originals after they were replaced.
+//!
+//! The process holds a lock on a file in it for as long as it lives, so that nobody clears it away meanwhile.
+
+use std::ffi::OsStr;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use atomtree_vfs::{Dir, File, Lock};
+
+use crate::error::{Doing, Error};
+use crate::image::{Attributes, Slot};
+use crate::places::Places;
+
+/// The file whose lock says that the process lives.
+pub const LOCK_FILE: &str = "lock";
+
+/// Slots of recovery are named apart: what is found in one and not recognised came out of the user's tree.
+const RECOVERY_PREFIX: &str = "r";
+
+/// Whether a slot with this name was filled by recovery.
+pub fn is_from_recovery(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(RECOVERY_PREFIX.as_bytes())
+}
+
+/// The directory, locked.
+pub struct Stage {
+    name: String,
+    dir: Arc<dyn Dir>,
+    lock: Arc<dyn File>,
+    next: AtomicU64,
+}
+
+impl Stage {
+    /// Makes this process's own directory.
+    pub fn create(places: &Places) -> Result<Self, Error> {
+        let random = places.vfs.random().doing("read randomness for", "stage")?;
+        let name = format!("{:016x}", random as u64);
+        let label = format!("stage/{name}");
+        places.stage.create_dir(OsStr::new(&name), 0o700).doing("create", &label)?;
+        let dir = places.stage.open_dir(Path::new(&name)).doing("open", &label)?;
+        let lock = dir.create_file(OsStr::new(LOCK_FILE), 0o600).doing("create the lock file of", &label)?;
+        if !lock.try_lock(Lock::Exclusive).doing("lock", &label)? {
+            return Err(io::Error::from(io::ErrorKind::WouldBlock)).doing("lock", &label);
+        }
+        Ok(Self { name, dir, lock, next: AtomicU64::new(0) })
+    }
+
+    /// Its name in `stage/`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &Arc<dyn Dir> {
+        &self.dir
+    }
+
+    /// A name that nothing has used yet.
+    pub fn new_slot(&self) -> Slot {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Slot { dir: self.name.clone(), name: format!("{number:x}") }
+    }
+
+    /// As [`Stage::new_slot`], for what recovery puts in or takes out.
+    pub fn new_recovery_slot(&self) -> Slot {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Slot { dir: self.name.clone(), name: format!("{RECOVERY_PREFIX}{number:x}") }
+    }
+
+    /// Creates the slot's file, empty, readable by nobody else.
+    pub fn create_file(&self, slot: &Slot) -> io::Result<Arc<dyn File>> {
+        debug_assert_eq!(slot.dir, self.name, "slots are made in one's own directory");
+        self.dir.create_file(&slot.os_name(), 0o600)
+    }
+
+    /// Creates the slot's file with this content and these attributes. Nothing is synced.
+    pub fn write(&self, slot: &Slot, bytes: &[u8], attributes: &Attributes) -> io::Result<Arc<dyn File>> {
+        let file = self.create_file(slot)?;
+        if !bytes.is_empty() {
+            file.write_at(&[IoSlice::new(bytes)], 0)?;
+        }
+        attributes.set_on_file(&*file)?;
+        Ok(file)
+    }
+
+    /// Whether the file system can exchange two names, found out on two files of its own.
+    pub fn probe_exchange(&self) -> io::Result<bool> {
+        let (one, two) = (OsStr::new("probe-1"), OsStr::new("probe-2"));
+        self.dir.create_file(one, 0o600)?;
+        self.dir.create_file(two, 0o600)?;
+        let result = self.dir.exchange(one, &*self.dir, two);
+        self.dir.remove_file(one)?;
+        self.dir.remove_file(two)?;
+        match result {
+            Ok(()) => Ok(true),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the directory, which must hold no slots any more, and gives the lock up.
+    pub fn remove(&self, places: &Places) -> io::Result<()> {
+        self.dir.remove_file(OsStr::new(LOCK_FILE))?;
+        places.stage.remove_dir(OsStr::new(&self.name))?;
+        self.lock.unlock()
+    }
+}

@@ -1,0 +1,15 @@
+//! Integration tests of atomtree, in one binary: each module is one question asked of the whole engine.
+
+mod basics;
+mod cli;
+mod concurrency;
+mod conflicts;
+mod crash_points;
+mod damage;
+mod errors;
+mod golden;
+mod kills;
+mod metadata;
+mod power_cuts;
+mod real_input;
+mod tidy;

@@ -1,0 +1,487 @@
+//! The log that is written: appends, syncs, goes on from segment to segment, and takes them back when they are done.
+//!
+//! There is one owner: whoever holds the `Log` appends. What may be believed after a crash is decided by `scan`; this
+//! file keeps the order that makes it decidable. A header is durable before the first frame under it, and says that
+//! everything before was. After a failed append or a torn end the log goes on in the next segment, so that what was
+//! voided can never be taken for a continuation. After a failed sync it does not go on at all.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::num::NonZeroU8;
+use std::sync::Arc;
+
+use atomtree_vfs::{Access, Dir};
+
+use crate::error::{Doing, Error};
+use crate::format::{
+    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, Header, LogId, State, frame_bytes,
+    padding,
+};
+use crate::lsn::{Epoch, Lsn, SegmentId};
+use crate::scan::{Scan, scan_with};
+use crate::segment::Segment;
+
+/// Smallest segment.
+pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// Largest segment.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// How large a log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// Length of a segment, from [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`], a multiple of 4096; fixed when the
+    /// log is created.
+    pub segment_bytes: u64,
+    /// What all segments together may take; at least three segments.
+    pub log_bytes_max: u64,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { segment_bytes: 16 << 20, log_bytes_max: 256 << 20 }
+    }
+}
+
+/// What goes into one frame.
+#[derive(Clone, Copy)]
+pub struct Record<'a> {
+    /// What the payload is; the log does not care.
+    pub kind: NonZeroU8,
+    /// The payload, as parts that are written one after another without being put together first.
+    pub parts: &'a [&'a [u8]],
+}
+
+impl Record<'_> {
+    fn payload_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.len() as u64).sum()
+    }
+}
+
+/// Which spare segments an append may take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reserve {
+    /// All but one.
+    Keep,
+    /// All.
+    Use,
+}
+
+/// An open log.
+pub struct Log {
+    dir: Arc<dyn Dir>,
+    id: LogId,
+    options: LogOptions,
+    active: Segment,
+    /// Where the next frame goes in the active segment.
+    offset: u64,
+    /// Older segments that hold frames, oldest first, each with the position of its last one.
+    sealed: VecDeque<(Segment, Lsn)>,
+    free: Vec<Segment>,
+    /// Names to be used again: creation was cut short.
+    unfinished: Vec<SegmentId>,
+    next_segment: SegmentId,
+    next_epoch: Epoch,
+    next_lsn: Lsn,
+    /// CRC of the last frame.
+    link: u32,
+    synced_lsn: Lsn,
+    /// Whether the active segment has frames that are not known durable.
+    is_dirty: bool,
+    /// Whether the active segment must not be written any more.
+    is_torn: bool,
+    poisoned: Option<String>,
+}
+
+impl Log {
+    /// Creates a log in an empty directory: one active segment and one spare.
+    ///
+    /// # Durability
+    /// Both segments and their names are durable when this returns; the directory's own name is the caller's to sync.
+    pub fn create(dir: Arc<dyn Dir>, id: LogId, options: LogOptions) -> Result<Self, Error> {
+        let spare = Segment::create(&*dir, id, SegmentId(1), options.segment_bytes)?;
+        let mut active = Segment::create(&*dir, id, SegmentId(0), options.segment_bytes)?;
+        let header = Header { state: State::Active, epoch: Epoch(1), first_lsn: Lsn(1), ..active.header };
+        active.write_header(header)?;
+        active.file.sync_data().doing("sync", active.id())?;
+        Ok(Self {
+            dir,
+            id,
+            options,
+            active,
+            offset: HEADER_AREA_BYTES,
+            sealed: VecDeque::new(),
+            free: vec![spare],
+            unfinished: Vec::new(),
+            next_segment: SegmentId(2),
+            next_epoch: Epoch(2),
+            next_lsn: Lsn(1),
+            link: 0,
+            synced_lsn: Lsn(0),
+            is_dirty: false,
+            is_torn: false,
+            poisoned: None,
+        })
+    }
+
+    /// Opens the log and reads it. Writes nothing: what is done about a torn end happens at the first append.
+    ///
+    /// Before anything that was read is believed to be durable, it has to be written again with [`Log::rewrite`],
+    /// unless [`Scan::tail`] is [`crate::Tail::Closed`].
+    ///
+    /// # Errors
+    /// As for [`crate::scan`].
+    pub fn open(dir: Arc<dyn Dir>, id: LogId, options: LogOptions) -> Result<(Self, Scan), Error> {
+        let scan = scan_with(&*dir, id, Access::ReadWrite)?;
+        let mut sealed: VecDeque<_> =
+            scan.stretches.iter().map(|stretch| (stretch.segment.clone(), stretch.last_lsn)).collect();
+        // The last stretch is never void: nothing comes after it that could void it.
+        let last = scan.stretches.last().ok_or(Error::Missing)?;
+        sealed.pop_back();
+        let ids = scan.stretches.iter().map(|stretch| stretch.segment.id());
+        let ids = ids.chain(scan.free.iter().map(Segment::id)).chain(scan.unfinished.iter().copied());
+        let segment_bytes = last.segment.header.segment_bytes;
+        let log = Self {
+            dir,
+            id,
+            options: LogOptions { segment_bytes, ..options },
+            active: last.segment.clone(),
+            offset: last.end,
+            sealed,
+            free: scan
+                .free
+                .iter()
+                .filter(|spare| spare.header.segment_bytes == segment_bytes)
+                .cloned()
+                .collect(),
+            unfinished: scan.unfinished.clone(),
+            next_segment: SegmentId(ids.map(|id| id.0).max().unwrap_or(0) + 1),
+            next_epoch: Epoch(scan.epoch_max.0 + 1),
+            next_lsn: scan.end_lsn().next(),
+            link: scan.link,
+            synced_lsn: scan.known_synced(),
+            is_dirty: scan.known_synced() < scan.end_lsn(),
+            is_torn: scan.tail().is_torn(),
+            poisoned: None,
+        };
+        Ok((log, scan))
+    }
+
+    /// Appends records as one run of frames and returns the position of the last. One spare segment is always left.
+    ///
+    /// # Durability
+    /// None before [`Log::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Full`] and [`Error::TooLarge`] before anything is written. After [`Error::Io`] the run is void, and
+    /// the log goes on without it. [`Error::OutcomeUnknown`] if a segment that had to be finished could not be synced:
+    /// then the log is poisoned.
+    pub fn append(&mut self, records: &[Record<'_>]) -> Result<Lsn, Error> {
+        self.append_run(records, Reserve::Keep, false)
+    }
+
+    /// As [`Log::append`], but may take the last spare: for records that make room.
+    pub fn append_reserved(&mut self, records: &[Record<'_>]) -> Result<Lsn, Error> {
+        self.append_run(records, Reserve::Use, false)
+    }
+
+    /// Appends one record that says that the log is being closed, as [`Log::append_reserved`]. A scan that ends with
+    /// it knows that nothing follows.
+    pub fn append_closing(&mut self, record: Record<'_>) -> Result<Lsn, Error> {
+        self.append_run(&[record], Reserve::Use, true)
+    }
+
+    fn append_run(&mut self, records: &[Record<'_>], reserve: Reserve, closed: bool) -> Result<Lsn, Error> {
+        self.check_poison()?;
+        self.check_room(records, reserve)?;
+        let before = (self.next_lsn, self.link);
+        match self.write_run(records, closed) {
+            Ok(()) => Ok(self.next_lsn.previous()),
+            Err(error) => {
+                // Part of the run may be in the file. Its positions are used again, in another segment.
+                (self.next_lsn, self.link) = before;
+                self.is_torn = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the run fits, found out before its first byte is written.
+    fn check_room(&self, records: &[Record<'_>], reserve: Reserve) -> Result<(), Error> {
+        let bytes_max = self.options.segment_bytes - HEADER_AREA_BYTES;
+        let mut left = if self.is_torn { 0 } else { self.options.segment_bytes - self.offset };
+        let (mut segments, mut needed_bytes) = (0, 0);
+        for record in records {
+            let bytes = match u32::try_from(record.payload_bytes()) {
+                Ok(length) => frame_bytes(length),
+                Err(_) => record.payload_bytes(),
+            };
+            if bytes > bytes_max {
+                return Err(Error::TooLarge { bytes, bytes_max });
+            }
+            if bytes > left {
+                segments += 1;
+                left = bytes_max;
+            }
+            left -= bytes;
+            needed_bytes += bytes;
+        }
+        let kept = usize::from(reserve == Reserve::Keep);
+        if segments + kept > self.free.len() && segments > 0 {
+            return Err(Error::Full { needed_bytes });
+        }
+        Ok(())
+    }
+
+    fn write_run(&mut self, records: &[Record<'_>], closed: bool) -> Result<(), Error> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            let mut left = if self.is_torn { 0 } else { self.options.segment_bytes - self.offset };
+            let fitting = rest
+                .iter()
+                .take_while(|record| {
+                    let bytes = frame_bytes(record.payload_bytes() as u32);
+                    let fits = bytes <= left;
+                    left = left.saturating_sub(bytes);
+                    fits
+                })
+                .count();
+            if fitting == 0 {
+                self.rotate()?;
+                continue;
+            }
+            let (stretch, later) = rest.split_at(fitting);
+            self.write_stretch(stretch, closed)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Writes frames that fit into the active segment, in one call.
+    fn write_stretch(&mut self, records: &[Record<'_>], closed: bool) -> Result<(), Error> {
+        let (mut lsn, mut link, mut bytes) = (self.next_lsn, self.link, 0);
+        let mut headers = Vec::with_capacity(records.len());
+        for record in records {
+            let header = FrameHeader {
+                kind: record.kind,
+                closed,
+                length: record.payload_bytes() as u32,
+                link,
+                epoch: self.active.header.epoch,
+                lsn,
+                synced_lsn: self.synced_lsn,
+            };
+            let (encoded, checksum) = header.encode(record.parts.iter().copied());
+            headers.push((encoded, padding(header.length)));
+            (lsn, link, bytes) = (lsn.next(), checksum, bytes + header.frame_bytes());
+        }
+        let mut parts = Vec::with_capacity(records.len() * 4);
+        for (record, (header, padding)) in records.iter().zip(&headers) {
+            parts.push(IoSlice::new(header));
+            parts.extend(record.parts.iter().filter(|part| !part.is_empty()).map(|part| IoSlice::new(part)));
+            if *padding > 0 {
+                parts.push(IoSlice::new(&[0; FRAME_ALIGNMENT][..*padding]));
+            }
+        }
+        debug_assert!(headers.iter().all(|(header, _)| header.len() == FRAME_HEADER_BYTES));
+        self.is_dirty = true;
+        self.active.file.write_at(&parts, self.offset).doing("append to", self.active.id())?;
+        self.offset += bytes;
+        (self.next_lsn, self.link) = (lsn, link);
+        Ok(())
+    }
+
+    /// Makes everything appended so far durable, by one sync, and returns the last position.
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`]: what was appended since the last sync may or may not be durable. The log is
+    /// poisoned: a second sync could succeed without having written anything.
+    pub fn sync(&mut self) -> Result<Lsn, Error> {
+        self.check_poison()?;
+        if self.is_dirty {
+            self.sync_active()?;
+        }
+        self.synced_lsn = self.next_lsn.previous();
+        Ok(self.synced_lsn)
+    }
+
+    fn sync_active(&mut self) -> Result<(), Error> {
+        if let Err(source) = self.active.file.sync_data() {
+            let segment = self.active.id();
+            self.poisoned = Some(format!("segment {segment}: {source}"));
+            return Err(Error::OutcomeUnknown { segment, source });
+        }
+        self.is_dirty = false;
+        Ok(())
+    }
+
+    /// Goes on in the next segment. Everything before it is durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Full`] without a free segment; otherwise the log is poisoned.
+    pub fn rotate(&mut self) -> Result<(), Error> {
+        self.check_poison()?;
+        if self.free.is_empty() {
+            return Err(Error::Full { needed_bytes: 0 });
+        }
+        if self.is_dirty {
+            self.sync_active()?;
+        }
+        let mut next = self.free.remove(0);
+        let header = Header {
+            state: State::Active,
+            epoch: self.next_epoch,
+            first_lsn: self.next_lsn,
+            link: self.link,
+            ..next.header
+        };
+        let written =
+            next.write_header(header).and_then(|()| next.file.sync_data().doing("sync", header.segment));
+        if let Err(error) = written {
+            // Whether the new header counts is unknown, and so is where the log goes on.
+            self.poisoned = Some(error.to_string());
+            return Err(error);
+        }
+        let sealed = std::mem::replace(&mut self.active, next);
+        self.sealed.push_back((sealed, self.next_lsn.previous()));
+        self.next_epoch = Epoch(self.next_epoch.0 + 1);
+        self.offset = HEADER_AREA_BYTES;
+        self.synced_lsn = self.next_lsn.previous();
+        self.is_torn = false;
+        Ok(())
+    }
+
+    /// Writes the segments that hold `from` or anything later again: the accepted frames, same bytes at the same
+    /// offsets, and their headers; and syncs them. Needs no space, and may be repeated.
+    ///
+    /// After a failed write-back the cache can show what the disk does not hold. This makes what was read true.
+    pub fn rewrite(&mut self, scan: &Scan, from: Lsn) -> Result<(), Error> {
+        self.check_poison()?;
+        let active = self.active.id();
+        let stretches =
+            scan.live().filter(|stretch| stretch.last_lsn >= from || stretch.segment.id() == active);
+        for stretch in stretches {
+            let id = stretch.segment.id();
+            let file = &stretch.segment.file;
+            let mut piece = vec![0; 1 << 20];
+            let mut offset = 0;
+            while offset < stretch.end {
+                let length = (piece.len() as u64).min(stretch.end - offset) as usize;
+                file.read_exact_at(&mut piece[..length], offset).doing("read", id)?;
+                file.write_at(&[IoSlice::new(&piece[..length])], offset).doing("rewrite", id)?;
+                offset += length as u64;
+            }
+            if let Err(source) = file.sync_data() {
+                self.poisoned = Some(format!("segment {id}: {source}"));
+                return Err(Error::OutcomeUnknown { segment: id, source });
+            }
+        }
+        self.is_dirty = false;
+        self.synced_lsn = self.next_lsn.previous();
+        Ok(())
+    }
+
+    /// Frees the segments whose last frame is before `below`, oldest first, each durably; the active one stays.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// A failed sync poisons the log: whether the segment still counts is unknown.
+    pub fn retire(&mut self, below: Lsn) -> Result<usize, Error> {
+        self.check_poison()?;
+        let mut retired = 0;
+        while self.sealed.front().is_some_and(|(_, last)| *last < below) {
+            let (mut segment, _) = self.sealed.pop_front().expect("there is a front");
+            let header = Header { state: State::Free, ..segment.header };
+            let freed = segment
+                .write_header(header)
+                .and_then(|()| segment.file.sync_data().doing("sync", segment.id()));
+            if let Err(error) = freed {
+                self.poisoned = Some(error.to_string());
+                return Err(error);
+            }
+            self.free.push(segment);
+            retired += 1;
+        }
+        Ok(retired)
+    }
+
+    /// Whether another spare should be made: the active segment is more than half full, at most the one that is
+    /// always kept is left, and the log may still grow.
+    pub fn wants_spare(&self) -> bool {
+        self.free.len() < 2 && self.offset > self.options.segment_bytes / 2 && self.may_grow()
+    }
+
+    /// Whether another segment would stay within the log's bound.
+    pub fn may_grow(&self) -> bool {
+        let segments = (self.sealed.len() + self.free.len() + 1) as u64;
+        (segments + 1) * self.options.segment_bytes <= self.options.log_bytes_max
+    }
+
+    /// Prepares the making of a spare, which takes long and can go on elsewhere meanwhile.
+    pub fn spare_builder(&mut self) -> SpareBuilder {
+        let id = self.unfinished.pop().unwrap_or_else(|| {
+            self.next_segment = SegmentId(self.next_segment.0 + 1);
+            SegmentId(self.next_segment.0 - 1)
+        });
+        SpareBuilder { dir: self.dir.clone(), log: self.id, id, segment_bytes: self.options.segment_bytes }
+    }
+
+    /// Takes a spare that was made.
+    pub fn add_spare(&mut self, spare: Spare) {
+        self.free.push(spare.0);
+    }
+
+    /// The position that the next frame gets.
+    pub fn next_lsn(&self) -> Lsn {
+        self.next_lsn
+    }
+
+    /// Everything up to here is known durable.
+    pub fn synced_lsn(&self) -> Lsn {
+        self.synced_lsn
+    }
+
+    /// What frames take in the active segment.
+    pub fn active_bytes(&self) -> u64 {
+        self.offset - HEADER_AREA_BYTES
+    }
+
+    /// What frames take in all segments, those that may be retired included.
+    pub fn used_bytes(&self) -> u64 {
+        self.sealed.len() as u64 * self.options.segment_bytes + self.active_bytes()
+    }
+
+    /// The log's options; `segment_bytes` as it was created with.
+    pub fn options(&self) -> LogOptions {
+        self.options
+    }
+
+    /// Whether a sync has failed.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned.is_some()
+    }
+
+    fn check_poison(&self) -> Result<(), Error> {
+        match &self.poisoned {
+            Some(reason) => Err(Error::Poisoned { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Makes a spare segment; from [`Log::spare_builder`].
+pub struct SpareBuilder {
+    dir: Arc<dyn Dir>,
+    log: LogId,
+    id: SegmentId,
+    segment_bytes: u64,
+}
+
+impl SpareBuilder {
+    /// Creates the segment, writes zeros to all of it and syncs it.
+    pub fn build(self) -> Result<Spare, Error> {
+        Segment::create(&*self.dir, self.log, self.id, self.segment_bytes).map(Spare)
+    }
+}
+
+/// A segment that is ready to be used; for [`Log::add_spare`].
+pub struct Spare(Segment);

@@ -1,0 +1,445 @@
+//! Reads a log without changing anything, and tells how it ends.
+//!
+//! Frames are accepted one after another for as long as each is whole, belongs to its segment's epoch, has the next
+//! LSN and links to the one before. What follows the last of them is judged by whether anything later proves that it
+//! had once been synced: then it is damage, and the log is refused. Otherwise it is where a crash cut the log off, and
+//! whatever stands behind it was never acknowledged.
+
+use std::borrow::Cow;
+use std::io;
+use std::num::NonZeroU8;
+use std::sync::Arc;
+
+use atomtree_vfs::{Access, Dir, File, Map};
+
+use crate::error::{Doing, Error};
+use crate::format::{
+    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, LogId, State, checksum_expected,
+    checksum_found, u64_at,
+};
+use crate::lsn::{Epoch, Lsn, SegmentId};
+use crate::segment::{Opened, Segment};
+
+/// The scan reads segments in pieces: a small one first, because a log that was closed cleanly ends early.
+const FIRST_PIECE_BYTES: usize = 64 << 10;
+const PIECE_BYTES: usize = 1 << 20;
+
+/// How often a segment's length may be checksummed while looking for proofs behind its end. Bytes that look like
+/// frames everywhere were made to, and are refused rather than searched for ever.
+const SEARCH_PASSES_MAX: u64 = 64;
+
+/// How a log ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// With a frame that says that the log was closed.
+    Closed,
+    /// Nothing of the log follows.
+    Clean,
+    /// With a frame that is incomplete, or followed by frames that were never acknowledged.
+    Torn {
+        /// Where.
+        segment: SegmentId,
+        /// Byte offset of what is torn.
+        offset: u64,
+    },
+}
+
+impl Tail {
+    /// Whether a crash cut the log off in the middle of a frame or batch.
+    pub fn is_torn(&self) -> bool {
+        matches!(self, Self::Torn { .. })
+    }
+}
+
+/// One accepted frame.
+#[derive(Clone, Debug)]
+pub struct Frame<'a> {
+    /// Its position.
+    pub lsn: Lsn,
+    /// What its payload is.
+    pub kind: NonZeroU8,
+    /// Its payload.
+    pub payload: Cow<'a, [u8]>,
+    /// What was known durable when it was written.
+    pub synced_lsn: Lsn,
+    /// Where it stands.
+    pub segment: SegmentId,
+    /// Byte offset of its header there.
+    pub offset: u64,
+}
+
+/// An active segment and the part of it that counts.
+pub(crate) struct Stretch {
+    pub(crate) segment: Segment,
+    map: Arc<dyn Map>,
+    /// Offset behind the last accepted frame.
+    pub(crate) end: u64,
+    /// LSN of the last accepted frame; the one before `first_lsn` if there is none.
+    pub(crate) last_lsn: Lsn,
+    /// Whether a later segment took over at or before this one's first frame, so that nothing in it counts.
+    pub(crate) is_void: bool,
+}
+
+/// What the log holds, as it was when it was read.
+pub struct Scan {
+    /// Active segments by epoch, void ones included.
+    pub(crate) stretches: Vec<Stretch>,
+    pub(crate) free: Vec<Segment>,
+    /// Segments whose creation was cut short.
+    pub(crate) unfinished: Vec<SegmentId>,
+    /// CRC of the last accepted frame.
+    pub(crate) link: u32,
+    pub(crate) epoch_max: Epoch,
+    known_synced: Lsn,
+    tail: Tail,
+}
+
+/// Reads the log in `dir`. Changes nothing, and may run beside a writer; what it sees is then some moment's state of
+/// each segment.
+///
+/// # Errors
+/// [`Error::Corrupt`] for damage in what had been synced, [`Error::FormatVersion`], [`Error::ForeignSegment`],
+/// [`Error::Missing`] without an active segment, [`Error::Io`].
+pub fn scan(dir: &dyn Dir, log: LogId) -> Result<Scan, Error> {
+    scan_with(dir, log, Access::Read)
+}
+
+pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Scan, Error> {
+    let (mut active, mut free, mut unfinished) = (Vec::new(), Vec::new(), Vec::new());
+    for entry in dir.list().on_directory("list")? {
+        let Some(id) = entry.name.to_str().and_then(SegmentId::from_file_name) else { continue };
+        match Segment::open(dir, log, id, access)? {
+            Opened::Unfinished => unfinished.push(id),
+            Opened::Segment(segment) if segment.header.state == State::Free => free.push(segment),
+            Opened::Segment(segment) => active.push(segment),
+        }
+    }
+    active.sort_by_key(|segment| segment.header.epoch);
+    free.sort_by_key(Segment::id);
+    if let Some(pair) = active.windows(2).find(|pair| pair[0].header.epoch == pair[1].header.epoch) {
+        return Err(Error::Corrupt {
+            segment: pair[1].id(),
+            offset: 0,
+            lsn: Lsn(0),
+            found: format!("epoch {}, which segment {} has too", pair[1].header.epoch, pair[0].id()),
+            expected: "an epoch of its own".into(),
+        });
+    }
+    let first = active.first().ok_or(Error::Missing)?.header;
+    let epoch_max = active.iter().chain(&free).map(|segment| segment.header.epoch).max().unwrap_or_default();
+    let mut scan = Scan {
+        stretches: Vec::new(),
+        free,
+        unfinished,
+        link: first.link,
+        epoch_max,
+        known_synced: first.first_lsn.previous(),
+        tail: Tail::Clean,
+    };
+    let mut end_lsn = first.first_lsn.previous();
+    // A segment ends where the earliest of its successors begins: one that went on at an LSN voids everything at and
+    // after it in older segments.
+    let limits: Vec<Option<Lsn>> = (0..active.len())
+        .map(|index| active[index + 1..].iter().map(|later| later.header.first_lsn).min())
+        .collect();
+    for (segment, limit) in active.into_iter().zip(limits) {
+        let header = segment.header;
+        let map = segment.file.map().doing("map", header.segment)?;
+        if limit.is_some_and(|limit| limit <= header.first_lsn) {
+            let last_lsn = header.first_lsn.previous();
+            scan.stretches.push(Stretch { segment, map, end: HEADER_AREA_BYTES, last_lsn, is_void: true });
+            continue;
+        }
+        if (header.first_lsn, header.link) != (end_lsn.next(), scan.link) {
+            return Err(Error::Corrupt {
+                segment: header.segment,
+                offset: 0,
+                lsn: header.first_lsn,
+                found: format!("a header that goes on from lsn {end_lsn} with link {:#010x}", scan.link),
+                expected: format!("lsn {} with link {:#010x}", header.first_lsn.previous(), header.link),
+            });
+        }
+        let mut walk = Walk::new(&*segment.file, &header, limit);
+        walk.run(&mut end_lsn, &mut scan.link, &mut scan.known_synced)?;
+        let (end, closed) = (walk.offset, walk.closed);
+        match limit {
+            // The next header was written only when everything up to it was durable.
+            Some(limit) if end_lsn.next() != limit => {
+                return Err(Error::Corrupt {
+                    segment: header.segment,
+                    offset: end,
+                    lsn: end_lsn.next(),
+                    found: "no whole frame".into(),
+                    expected: format!("the frames up to lsn {limit}, which a later segment goes on from"),
+                });
+            }
+            Some(limit) => scan.known_synced = scan.known_synced.max(limit.previous()),
+            None if closed => scan.tail = Tail::Closed,
+            None => scan.tail = walk.judge_tail(end_lsn.next())?,
+        }
+        scan.stretches.push(Stretch { segment, map, end, last_lsn: end_lsn, is_void: false });
+    }
+    Ok(scan)
+}
+
+/// Reads one segment frame by frame, in pieces that are copied out: what is not accepted yet may be being written.
+struct Walk<'a> {
+    file: &'a dyn File,
+    segment: SegmentId,
+    segment_bytes: u64,
+    epoch: Epoch,
+    limit: Option<Lsn>,
+    offset: u64,
+    closed: bool,
+    piece: Vec<u8>,
+    piece_offset: u64,
+    /// Bytes read and checksummed while judging the tail.
+    work: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(file: &'a dyn File, header: &crate::format::Header, limit: Option<Lsn>) -> Self {
+        Self {
+            file,
+            segment: header.segment,
+            segment_bytes: header.segment_bytes,
+            epoch: header.epoch,
+            limit,
+            offset: HEADER_AREA_BYTES,
+            closed: false,
+            piece: Vec::new(),
+            piece_offset: 0,
+            work: 0,
+        }
+    }
+
+    /// Accepts frames up to the limit or the first that is not the next one.
+    fn run(&mut self, end_lsn: &mut Lsn, link: &mut u32, known_synced: &mut Lsn) -> Result<(), Error> {
+        while self.limit.is_none_or(|limit| end_lsn.next() < limit) {
+            let Some((header, checksum)) = self.frame_at(self.offset, Some(end_lsn.next()))? else {
+                return Ok(());
+            };
+            // One that knows of syncs in its own future was not written by us, whatever its checksum.
+            if header.link != *link || header.synced_lsn >= header.lsn {
+                return Ok(());
+            }
+            self.closed = header.closed;
+            self.offset += header.frame_bytes();
+            *end_lsn = header.lsn;
+            *link = checksum;
+            *known_synced = (*known_synced).max(header.synced_lsn);
+        }
+        Ok(())
+    }
+
+    /// The whole frame of this epoch at `offset`, with its checksum; only the one with this LSN, if one is given.
+    fn frame_at(&mut self, offset: u64, lsn: Option<Lsn>) -> Result<Option<(FrameHeader, u32)>, Error> {
+        let left = self.segment_bytes - offset;
+        if left < FRAME_HEADER_BYTES as u64 {
+            return Ok(None);
+        }
+        let epoch = self.epoch;
+        let bytes = self.bytes(offset, FRAME_HEADER_BYTES)?;
+        let Some(header) = FrameHeader::decode(bytes.try_into().expect("as many as asked for")) else {
+            return Ok(None);
+        };
+        let is_wanted = header.epoch == epoch && lsn.is_none_or(|lsn| header.lsn == lsn);
+        if !is_wanted || header.frame_bytes() > left {
+            return Ok(None);
+        }
+        self.work += header.frame_bytes();
+        let bytes = self.bytes(offset, header.frame_bytes() as usize)?;
+        let found = checksum_found(bytes);
+        Ok((found == checksum_expected(bytes)).then_some((header, found)))
+    }
+
+    /// How many bytes from `offset` on have been read already.
+    fn in_piece(&self, offset: u64) -> usize {
+        match offset.checked_sub(self.piece_offset) {
+            Some(at) => self.piece.len().saturating_sub(usize::try_from(at).unwrap_or(usize::MAX)),
+            None => 0,
+        }
+    }
+
+    /// Bytes of the segment, from the piece that has been read or from a new one. The length is bounded by what is
+    /// left of the segment, whatever a frame claims.
+    fn bytes(&mut self, offset: u64, length: usize) -> Result<&[u8], Error> {
+        if self.in_piece(offset) < length {
+            let piece_bytes = if self.piece.is_empty() { FIRST_PIECE_BYTES } else { PIECE_BYTES };
+            let wanted = (piece_bytes.max(length) as u64).min(self.segment_bytes - offset) as usize;
+            self.work += wanted as u64;
+            self.piece.resize(wanted, 0);
+            self.piece_offset = offset;
+            self.file.read_exact_at(&mut self.piece, offset).doing("read", self.segment)?;
+        }
+        let start = (offset - self.piece_offset) as usize;
+        Ok(&self.piece[start..start + length])
+    }
+
+    /// Tells what follows the last accepted frame, where the frame `lsn` would be.
+    fn judge_tail(&mut self, lsn: Lsn) -> Result<Tail, Error> {
+        let end = self.offset;
+        let torn = Tail::Torn { segment: self.segment, offset: end };
+        let mut tail = Tail::Clean;
+        if self.segment_bytes - end >= FRAME_HEADER_BYTES as u64 {
+            let epoch = self.epoch;
+            let bytes = self.bytes(end, FRAME_HEADER_BYTES)?;
+            let begun = FrameHeader::decode(bytes.try_into().expect("as many as asked for"))
+                .is_some_and(|header| header.epoch == epoch && header.lsn == lsn);
+            if begun {
+                tail = torn;
+            }
+        }
+        self.work = 0;
+        let mut offset = end + FRAME_ALIGNMENT as u64;
+        while let Some(candidate) = self.next_candidate(offset, lsn)? {
+            if let Some((header, _)) = self.frame_at(candidate, None)? {
+                if header.synced_lsn >= lsn && header.synced_lsn < header.lsn {
+                    return Err(self.corrupt_end(
+                        lsn,
+                        "no whole frame",
+                        format!(
+                            "the one that lsn {}, at offset {candidate}, knows to have been synced",
+                            header.lsn
+                        ),
+                    ));
+                }
+                tail = torn;
+            }
+            if self.work > SEARCH_PASSES_MAX * self.segment_bytes {
+                let found = "bytes that look like frames everywhere";
+                return Err(self.corrupt_end(lsn, found, "the end of the log".into()));
+            }
+            offset = candidate + FRAME_ALIGNMENT as u64;
+        }
+        Ok(tail)
+    }
+
+    fn corrupt_end(&self, lsn: Lsn, found: &str, expected: String) -> Error {
+        Error::Corrupt { segment: self.segment, offset: self.offset, lsn, found: found.into(), expected }
+    }
+
+    /// The next offset, from `offset` on, where a later frame of this epoch could start.
+    fn next_candidate(&mut self, mut offset: u64, lsn: Lsn) -> Result<Option<u64>, Error> {
+        let epoch = self.epoch.0;
+        let lsn_max = lsn.0.saturating_add(self.segment_bytes / FRAME_HEADER_BYTES as u64);
+        let segment_bytes = self.segment_bytes;
+        while offset + FRAME_HEADER_BYTES as u64 <= segment_bytes {
+            // What has been read already is looked at before anything is read, so that many candidates cost no more
+            // than one.
+            let length = match self.in_piece(offset) {
+                left if left >= FRAME_HEADER_BYTES => left,
+                _ => (PIECE_BYTES as u64).min(segment_bytes - offset) as usize,
+            };
+            let bytes = self.bytes(offset, length)?;
+            let last = length - FRAME_HEADER_BYTES;
+            for at in (0..=last).step_by(FRAME_ALIGNMENT) {
+                if u64_at(bytes, at + 16) != epoch || bytes[at + 4] == 0 {
+                    continue;
+                }
+                let found = u64_at(bytes, at + 24);
+                if found > lsn.0 && found <= lsn_max {
+                    return Ok(Some(offset + at as u64));
+                }
+            }
+            offset += (last / FRAME_ALIGNMENT * FRAME_ALIGNMENT + FRAME_ALIGNMENT) as u64;
+        }
+        Ok(None)
+    }
+}
+
+impl Scan {
+    /// How the log ends.
+    pub fn tail(&self) -> Tail {
+        self.tail
+    }
+
+    /// The last accepted frame's position; the one before the first if there is none.
+    pub fn end_lsn(&self) -> Lsn {
+        self.live().last().map_or(Lsn(0), |stretch| stretch.last_lsn)
+    }
+
+    /// The position of the oldest frame that is still there, or would be.
+    pub fn first_lsn(&self) -> Lsn {
+        self.live().next().map_or(Lsn(1), |stretch| stretch.segment.header.first_lsn)
+    }
+
+    /// The highest position that accepted frames and headers prove to have been durable.
+    pub fn known_synced(&self) -> Lsn {
+        self.known_synced
+    }
+
+    /// Segments as (total, free, bytes of accepted frames).
+    pub fn usage(&self) -> (usize, usize, u64) {
+        let used = self.live().map(|stretch| stretch.end - HEADER_AREA_BYTES).sum();
+        (self.stretches.len() + self.free.len(), self.free.len(), used)
+    }
+
+    /// All accepted frames, in order.
+    pub fn frames(&self) -> Frames<'_> {
+        Frames { stretches: self.live().collect::<Vec<_>>().into_iter(), current: None }
+    }
+
+    pub(crate) fn live(&self) -> impl DoubleEndedIterator<Item = &Stretch> {
+        self.stretches.iter().filter(|stretch| !stretch.is_void)
+    }
+}
+
+/// Iterator over accepted frames; from [`Scan::frames`].
+pub struct Frames<'a> {
+    stretches: std::vec::IntoIter<&'a Stretch>,
+    current: Option<Region<'a>>,
+}
+
+/// The accepted part of one segment, read through the map at once.
+struct Region<'a> {
+    segment: SegmentId,
+    bytes: Cow<'a, [u8]>,
+    at: usize,
+}
+
+impl<'a> Frames<'a> {
+    fn read(stretch: &'a Stretch) -> Result<Region<'a>, Error> {
+        let segment = stretch.segment.id();
+        let range = HEADER_AREA_BYTES as usize..stretch.end as usize;
+        Ok(Region { segment, bytes: stretch.map.read(range).doing("read", segment)?, at: 0 })
+    }
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(region) = self.current.as_mut().filter(|region| region.at < region.bytes.len()) {
+                return Some(region.next_frame());
+            }
+            match Self::read(self.stretches.next()?) {
+                Ok(region) => self.current = Some(region),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl<'a> Region<'a> {
+    fn next_frame(&mut self) -> Result<Frame<'a>, Error> {
+        let rest = &self.bytes[self.at..];
+        let offset = HEADER_AREA_BYTES + self.at as u64;
+        // The scan accepted these bytes; that they no longer parse means that somebody has changed them since.
+        let header = rest
+            .first_chunk()
+            .and_then(FrameHeader::decode)
+            .filter(|header| header.frame_bytes() <= rest.len() as u64)
+            .ok_or_else(|| io::Error::other("the segment changed while it was being read"))
+            .doing("read", self.segment)?;
+        let payload = self.at + FRAME_HEADER_BYTES..self.at + FRAME_HEADER_BYTES + header.length as usize;
+        self.at += header.frame_bytes() as usize;
+        let payload = match &self.bytes {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[payload]),
+            Cow::Owned(bytes) => Cow::Owned(bytes[payload].to_vec()),
+        };
+        let FrameHeader { lsn, kind, synced_lsn, .. } = header;
+        Ok(Frame { lsn, kind, payload, synced_lsn, segment: self.segment, offset })
+    }
+}

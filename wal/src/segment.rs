@@ -1,0 +1,144 @@
+//! One segment file: made once, zero-written, and then used again and again under new headers.
+//!
+//! Its length never changes and its blocks are never given back, so that a commit's sync has no metadata to write.
+
+use std::ffi::OsStr;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use atomtree_vfs::{Access, Dir, File};
+
+use crate::error::{Doing, Error};
+use crate::format::{HEADER_AREA_BYTES, HEADER_BYTES, Header, HeaderSector, LogId, State};
+use crate::lsn::{Epoch, Lsn, SegmentId};
+
+/// Zeros are written in pieces of this size.
+const ZEROS_BYTES: usize = 1 << 20;
+
+/// An open segment and its header, as it is on disk.
+#[derive(Clone)]
+pub(crate) struct Segment {
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) header: Header,
+}
+
+/// What a segment file turned out to be.
+pub(crate) enum Opened {
+    Segment(Segment),
+    /// Its creation was cut short, or its length is not the log's: it holds nothing.
+    Unfinished,
+}
+
+impl Segment {
+    pub(crate) fn id(&self) -> SegmentId {
+        self.header.segment
+    }
+
+    /// Makes a segment, free, with every block written. Replaces a file whose creation was cut short.
+    ///
+    /// # Durability
+    /// The segment and its name are durable when this returns.
+    pub(crate) fn create(
+        dir: &dyn Dir,
+        log: LogId,
+        id: SegmentId,
+        segment_bytes: u64,
+    ) -> Result<Self, Error> {
+        let name = id.file_name();
+        let name = OsStr::new(&name);
+        let file = match dir.create_file(name, 0o600) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                dir.remove_file(name).doing("remove the unfinished", id)?;
+                dir.create_file(name, 0o600).doing("create", id)?
+            }
+            result => result.doing("create", id)?,
+        };
+        file.allocate(segment_bytes).doing("allocate", id)?;
+        // Space that is only allocated costs a sync its metadata at the first write: 2.6 to 3.7 times a commit's.
+        let zeros = vec![0; ZEROS_BYTES.min(segment_bytes as usize)];
+        for offset in (0..segment_bytes).step_by(zeros.len()) {
+            let length = (segment_bytes - offset).min(zeros.len() as u64) as usize;
+            file.write_at(&[IoSlice::new(&zeros[..length])], offset).doing("write zeros to", id)?;
+        }
+        let header = Header {
+            log,
+            segment: id,
+            state: State::Free,
+            segment_bytes,
+            epoch: Epoch(0),
+            first_lsn: Lsn(0),
+            link: 0,
+        };
+        let mut segment = Self { file, header };
+        segment.write_header(header)?;
+        segment.file.sync_all().doing("sync", id)?;
+        dir.sync().on_directory("sync")?;
+        Ok(segment)
+    }
+
+    /// Opens a segment and reads its header.
+    pub(crate) fn open(dir: &dyn Dir, log: LogId, id: SegmentId, access: Access) -> Result<Opened, Error> {
+        let name = id.file_name();
+        let file = dir.open_file(OsStr::new(&name), access).doing("open", id)?;
+        let length = file.metadata().doing("read the metadata of", id)?.size;
+        if length < HEADER_AREA_BYTES {
+            return Ok(Opened::Unfinished);
+        }
+        let mut sector = [0; HEADER_BYTES];
+        file.read_exact_at(&mut sector, 0).doing("read the header of", id)?;
+        let corrupt = |found: String, expected: String| Error::Corrupt {
+            segment: id,
+            offset: 0,
+            lsn: Lsn(0),
+            found,
+            expected,
+        };
+        let header = match Header::decode(&sector) {
+            HeaderSector::Header(header) => header,
+            HeaderSector::Blank => return Ok(Opened::Unfinished),
+            HeaderSector::Version(found) => return Err(Error::FormatVersion { segment: id, found }),
+            // A sector is written whole or not at all, so a damaged one is never our own torn write.
+            HeaderSector::Damaged { expected, found } => {
+                return Err(corrupt(
+                    format!("a header with checksum {found:#010x}"),
+                    format!("checksum {expected:#010x}"),
+                ));
+            }
+        };
+        if header.log != log {
+            return Err(Error::ForeignSegment {
+                segment: id,
+                found: u128::from_be_bytes(header.log),
+                expected: u128::from_be_bytes(log),
+            });
+        }
+        if header.segment != id {
+            return Err(corrupt(
+                format!("the header of segment {}", header.segment),
+                format!("that of {id}"),
+            ));
+        }
+        if length != header.segment_bytes {
+            if header.state == State::Free {
+                return Ok(Opened::Unfinished);
+            }
+            return Err(Error::Corrupt {
+                segment: id,
+                offset: length,
+                lsn: header.first_lsn,
+                found: format!("a file of {length} bytes"),
+                expected: format!("{} bytes", header.segment_bytes),
+            });
+        }
+        Ok(Opened::Segment(Self { file, header }))
+    }
+
+    /// Writes a new header. Not durable until the file is synced.
+    pub(crate) fn write_header(&mut self, header: Header) -> Result<(), Error> {
+        self.file
+            .write_at(&[IoSlice::new(&header.encode())], 0)
+            .doing("write the header of", header.segment)?;
+        self.header = header;
+        Ok(())
+    }
+}
