@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use atomtree_recovery::analyze::Committed;
-use atomtree_recovery::apply::{Applier, Displaced, Parents, is_no_directory};
+use atomtree_recovery::apply::{Applier, Displaced, Parent, Parents, is_no_directory};
 use atomtree_recovery::image::{Content, Digest, Image, ImageLimits, Slot, is_recent};
 use atomtree_recovery::log_records::{append_applied, with_records};
 use atomtree_recovery::plan::{After, Applied, Begin, Change, Plan, TransactionId};
@@ -370,16 +370,23 @@ impl Engine {
             }
         }
         let mut made_meanwhile = Vec::new();
+        // Directories that are not there and that this transaction makes: nothing can stand in them.
+        let mut to_be_made: HashSet<TreePath> = HashSet::new();
         for change in &mut prepared.changes {
+            let is_in_new_dir = change.path.parent().is_some_and(|parent| to_be_made.contains(&parent));
             if matches!(change.after, After::Dir { .. }) {
                 // Somebody else has made the directory: then there is nothing to make, and nothing in the way.
-                if is_directory(parents, &change.path).on("look at", change.path.as_path())? {
+                if !is_in_new_dir
+                    && is_directory(parents, &change.path).on("look at", change.path.as_path())?
+                {
                     made_meanwhile.push(change.path.clone());
                     continue;
                 }
+                to_be_made.insert(change.path.clone());
             }
-            if let Some(fresh) =
-                self.check_name(parents, &change.path, change.parent, change.before.as_ref())?
+            if !is_in_new_dir
+                && let Some(fresh) =
+                    self.check_name(parents, &change.path, change.parent, change.before.as_ref())?
             {
                 change.before = Some(fresh);
             }
@@ -408,19 +415,18 @@ impl Engine {
         seen: Option<&Image<'_>>,
     ) -> Result<Option<Image<'static>>, Error> {
         let conflict = |reason: &str| Err(Error::conflict(path.as_path(), reason));
-        let dir = match parents.of(path) {
-            Ok(dir) => dir,
+        let above = match parents.of(path) {
+            Ok(above) => above,
             Err(error) if is_no_directory(&error) => {
                 let is_as_seen = seen.is_none() && error.kind() == io::ErrorKind::NotFound;
                 return if is_as_seen { Ok(None) } else { conflict("its directory was moved or replaced") };
             }
             Err(error) => return Err(error).on("open the directory of", path.as_path()),
         };
-        let above = dir.own_metadata().on("read the metadata of the directory of", path.as_path())?;
         if parent != 0 && above.inode != parent {
             return conflict("its directory was replaced");
         }
-        let found = match dir.metadata(path.name()) {
+        let found = match above.dir.metadata(path.name()) {
             Ok(found) => Some(found),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).on("look at", path.as_path()),
@@ -431,16 +437,15 @@ impl Engine {
                 conflict("nothing stood there when the transaction looked, and something does now")
             }
             (Some(_), None) => conflict("it was removed or renamed since the transaction looked"),
-            (Some(seen), Some(found)) => self.check_image(&*dir, path, seen, &above, &found),
+            (Some(seen), Some(found)) => self.check_image(&above, path, seen, &found),
         }
     }
 
     fn check_image(
         &self,
-        dir: &dyn Dir,
+        above: &Parent,
         path: &TreePath,
         seen: &Image<'_>,
-        above: &Metadata,
         found: &Metadata,
     ) -> Result<Option<Image<'static>>, Error> {
         let vfs = &*self.places.vfs;
@@ -458,7 +463,7 @@ impl Engine {
             Content::Digest(_) => ImageLimits { digest_bytes: limits.digest_bytes.max(seen.size), ..limits },
             Content::Inline(_) | Content::Unread => limits,
         };
-        let fresh = Image::capture(vfs, dir, path.name(), limits).on("look at", path.as_path())?;
+        let fresh = Image::capture(vfs, &*above.dir, path.name(), limits).on("look at", path.as_path())?;
         let Some(fresh) = fresh else {
             return Err(Error::conflict(path.as_path(), "it was removed while it was being looked at"));
         };
@@ -530,7 +535,7 @@ impl Engine {
 }
 
 fn is_directory(parents: &mut Parents, path: &TreePath) -> io::Result<bool> {
-    match parents.of(path).and_then(|dir| dir.metadata(path.name())) {
+    match parents.of(path).and_then(|parent| parent.dir.metadata(path.name())) {
         Ok(found) => Ok(found.kind == Kind::Dir),
         Err(error) if is_no_directory(&error) => Ok(false),
         Err(error) => Err(error),

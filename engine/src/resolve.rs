@@ -36,6 +36,10 @@ pub(crate) fn canonical(
     asked: &TreePath,
     pending: impl Fn(&TreePath) -> Option<Pending>,
 ) -> Result<TreePath, Error> {
+    // What the transaction makes is not on disk yet, and was canonical when it was named.
+    if asked.parent().is_some_and(|parent| matches!(pending(&parent), Some(Pending::Dir))) {
+        return Ok(asked.clone());
+    }
     // A parent that opens without following anything is canonical as it is spelled.
     match parents.of(asked) {
         Ok(_) => return Ok(asked.clone()),
@@ -71,7 +75,7 @@ pub(crate) fn canonical(
             None => {}
         }
         let dir = match parents.of(&path) {
-            Ok(dir) => dir,
+            Ok(parent) => parent.dir,
             // Nothing of what follows exists on disk.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error).on("open the directory of", path.as_path()),

@@ -65,7 +65,8 @@ pub(crate) struct Engine {
     health: Mutex<Health>,
     report: Report,
     warnings: Vec<String>,
-    _lock: StoreLock,
+    /// Given up when the store is closed, even while clones of it live on.
+    lock: Mutex<Option<StoreLock>>,
 }
 
 /// What only the holder of the commit lock touches.
@@ -258,7 +259,7 @@ impl Engine {
             health: Mutex::new(Health::Open),
             report,
             warnings,
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         }))
     }
 
@@ -295,6 +296,7 @@ impl Engine {
         *self.health.lock() = Health::Closed;
         // What can't be removed is swept at the next open.
         let _ = self.stage.remove(&self.places);
+        drop(self.lock.lock().take());
         Ok(())
     }
 }

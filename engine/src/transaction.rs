@@ -4,10 +4,10 @@
 //! act on the latter, one after another. Nothing is written anywhere before `commit`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atomtree_recovery::acl::{ACCESS_ACL, DEFAULT_ACL, inherited};
@@ -48,7 +48,8 @@ pub struct Transaction {
     symlinks: Symlinks,
     hard_links: HardLinks,
     parents: Parents,
-    defaults: BTreeMap<Vec<u8>, Defaults>,
+    /// By directory, whether it exists or not.
+    defaults: HashMap<PathBuf, Arc<Defaults>>,
 }
 
 /// A name that the transaction has touched.
@@ -165,7 +166,7 @@ impl Transaction {
             symlinks,
             hard_links,
             parents,
-            defaults: BTreeMap::new(),
+            defaults: HashMap::new(),
         })
     }
 
@@ -286,7 +287,7 @@ impl Transaction {
         let name = &self.names[path];
         let (Now::Original, Some(original)) = (&name.now, &name.original) else { return Ok(()) };
         let attributes = original.attributes.clone();
-        let dir = self.parents.of(path).on("open the directory of", path.as_path())?;
+        let dir = self.parents.of(path).on("open the directory of", path.as_path())?.dir;
         let base = dir.open_file(path.name(), Access::Read).on("open", path.as_path())?;
         let content = if original.size <= EDIT_IN_MEMORY_BYTES_MAX {
             // Read while the image is taken, so that the bytes are those that the check compares.
@@ -346,7 +347,7 @@ impl Transaction {
         if let Now::File(file) = &self.names[&path].now {
             return file.content.read().on("read", path.as_path());
         }
-        let dir = self.parents.of(&path).on("open the directory of", path.as_path())?;
+        let dir = self.parents.of(&path).on("open the directory of", path.as_path())?.dir;
         let file = dir.open_file(path.name(), Access::Read).on("open", path.as_path())?;
         let (image, bytes) = self.capture_with_content(&*file, &path, u64::MAX)?;
         self.names.get_mut(&path).expect("it was touched").original = Some(image);
@@ -379,7 +380,7 @@ impl Transaction {
             (Now::Absent, _) | (Now::Original, None) => None,
             (Now::File(file), _) => Some(Digest::of(&file.content.read().on("read", path.as_path())?)),
             (Now::Original, Some(Image { content: Content::Unread, .. })) => {
-                let dir = self.parents.of(&path).on("open the directory of", path.as_path())?;
+                let dir = self.parents.of(&path).on("open the directory of", path.as_path())?.dir;
                 let file = dir.open_file(path.name(), Access::Read).on("open", path.as_path())?;
                 let (_, digest) = Digest::of_file(&*file).on("read", path.as_path())?;
                 let name = self.names.get_mut(&path).expect("it was touched");
@@ -451,11 +452,13 @@ impl Transaction {
     /// Takes an image of what stands at a canonical path.
     fn look(&mut self, path: &TreePath) -> Result<(), Error> {
         let places = self.shared.engine.places.clone();
-        let (parent, original) = match self.parents.of(path) {
-            Ok(dir) => {
-                let parent =
-                    dir.own_metadata().on("read the metadata of the directory of", path.as_path())?;
-                let image = Image::capture(&*places.vfs, &*dir, path.name(), self.image_limits())
+        let is_in_new_dir = path.parent().is_some_and(|parent| {
+            self.names.get(&parent).is_some_and(|name| matches!(name.now, Now::Dir(_)))
+        });
+        let above = if is_in_new_dir { Err(io::ErrorKind::NotFound.into()) } else { self.parents.of(path) };
+        let (parent, original) = match above {
+            Ok(parent) => {
+                let image = Image::capture(&*places.vfs, &*parent.dir, path.name(), self.image_limits())
                     .on("look at", path.as_path())?;
                 if let Some(image) = &image
                     && image.mount != parent.mount
@@ -648,30 +651,28 @@ impl Transaction {
     }
 
     /// The defaults of the nearest directory above the name that exists.
-    fn defaults_below(&mut self, path: &TreePath) -> Result<&Defaults, Error> {
-        let mut at = path.parent_path().to_owned();
+    fn defaults_below(&mut self, path: &TreePath) -> Result<Arc<Defaults>, Error> {
+        if let Some(defaults) = self.defaults.get(path.parent_path()) {
+            return Ok(defaults.clone());
+        }
+        let mut at = path.parent_path();
         let dir: Arc<dyn Dir> = loop {
-            match self.parents.open(&at) {
-                Ok(dir) => break dir,
+            match self.parents.open(at) {
+                Ok(parent) => break parent.dir,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    at = at.parent().map(Path::to_owned).unwrap_or_default();
+                    at = at.parent().unwrap_or(Path::new(""));
                 }
-                Err(error) => return Err(error).on("open", &at),
+                Err(error) => return Err(error).on("open", at),
             }
         };
-        let key = at.as_os_str().as_bytes().to_vec();
-        if !self.defaults.contains_key(&key) {
-            let identity =
-                self.shared.engine.places.vfs.identity().on("read the identity of", "this process")?;
-            let found = Attributes::of_dir(&*dir).on("read the attributes of", &at)?;
-            let setgid = found.mode & 0o2000 != 0;
-            let acl =
-                found.xattrs.into_iter().find(|xattr| xattr.name == DEFAULT_ACL).map(|xattr| xattr.value);
-            let gid = if setgid { found.gid } else { identity.gid };
-            let defaults = Defaults { uid: identity.uid, gid, setgid, umask: identity.umask, acl };
-            self.defaults.insert(key.clone(), defaults);
-        }
-        Ok(&self.defaults[&key])
+        let identity = self.shared.engine.places.vfs.identity().on("read the identity of", "this process")?;
+        let found = Attributes::of_dir(&*dir).on("read the attributes of", at)?;
+        let setgid = found.mode & 0o2000 != 0;
+        let acl = found.xattrs.into_iter().find(|xattr| xattr.name == DEFAULT_ACL).map(|xattr| xattr.value);
+        let gid = if setgid { found.gid } else { identity.gid };
+        let defaults = Arc::new(Defaults { uid: identity.uid, gid, setgid, umask: identity.umask, acl });
+        self.defaults.insert(path.parent_path().to_owned(), defaults.clone());
+        Ok(defaults)
     }
 }
 

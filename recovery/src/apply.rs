@@ -36,46 +36,60 @@ pub struct Displaced {
     pub kept: String,
 }
 
+/// A directory of the tree, with what changes are checked against.
+#[derive(Clone)]
+pub struct Parent {
+    /// The directory, open.
+    pub dir: Arc<dyn Dir>,
+    /// Its inode number.
+    pub inode: u64,
+    /// Its mount id.
+    pub mount: u64,
+}
+
 /// Directories of the tree, opened on first use and kept open for one batch. Never longer: what a path leads to is
 /// only known while nobody had time to change it.
 pub struct Parents {
-    root: Arc<dyn Dir>,
+    root: Parent,
     device: u64,
-    open: HashMap<PathBuf, Arc<dyn Dir>>,
+    open: HashMap<PathBuf, Parent>,
 }
 
 impl Parents {
     /// None open yet.
     pub fn new(root: Arc<dyn Dir>) -> io::Result<Self> {
-        let device = root.own_metadata()?.device;
-        Ok(Self { root, device, open: HashMap::new() })
+        let metadata = root.own_metadata()?;
+        let root = Parent { dir: root, inode: metadata.inode, mount: metadata.mount };
+        Ok(Self { root, device: metadata.device, open: HashMap::new() })
     }
 
     /// The directory that holds the name.
     ///
     /// # Errors
     /// As for [`Dir::open_dir`]; `EXDEV` also for a directory on another device (a nested btrfs subvolume).
-    pub fn of(&mut self, path: &TreePath) -> io::Result<Arc<dyn Dir>> {
+    pub fn of(&mut self, path: &TreePath) -> io::Result<Parent> {
         self.open(path.parent_path())
     }
 
     /// The directory at this path below the root.
-    pub fn open(&mut self, path: &Path) -> io::Result<Arc<dyn Dir>> {
+    pub fn open(&mut self, path: &Path) -> io::Result<Parent> {
         if path.as_os_str().is_empty() {
             return Ok(self.root.clone());
         }
-        if let Some(dir) = self.open.get(path) {
-            return Ok(dir.clone());
+        if let Some(parent) = self.open.get(path) {
+            return Ok(parent.clone());
         }
-        let dir = self.root.open_dir(path)?;
-        if dir.own_metadata()?.device != self.device {
+        let dir = self.root.dir.open_dir(path)?;
+        let metadata = dir.own_metadata()?;
+        if metadata.device != self.device {
             return Err(io::ErrorKind::CrossesDevices.into());
         }
         if self.open.len() >= PARENTS_MAX {
             self.open.clear();
         }
-        self.open.insert(path.to_owned(), dir.clone());
-        Ok(dir)
+        let parent = Parent { dir, inode: metadata.inode, mount: metadata.mount };
+        self.open.insert(path.to_owned(), parent.clone());
+        Ok(parent)
     }
 
     fn forget(&mut self) {
@@ -205,7 +219,7 @@ impl<'a> Applier<'a> {
     /// Moves what stands at the name into the slot, where it is compared. Nothing there is fine.
     pub fn take_out(&mut self, path: &TreePath, slot: &Slot, recognise: Recognise<'_>) -> io::Result<()> {
         let dir = match self.parents.of(path) {
-            Ok(dir) => dir,
+            Ok(parent) => parent.dir,
             Err(error) if is_no_directory(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
@@ -265,9 +279,9 @@ impl<'a> Applier<'a> {
                     xattrs: Vec::new(),
                 };
                 self.make_dir(&parent, &attributes)?;
-                self.parents.of(path)
+                Ok(self.parents.of(path)?.dir)
             }
-            result => result,
+            result => Ok(result?.dir),
         }
     }
 

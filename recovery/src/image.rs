@@ -123,6 +123,26 @@ impl Attributes {
         Ok(())
     }
 
+    /// As [`Attributes::set_on_file`], for a file that was just created and has these attributes, with mode 0600. What
+    /// they say is not asked again.
+    pub fn set_on_fresh_file(&self, file: &dyn File, fresh: &Self) -> io::Result<()> {
+        if (fresh.uid, fresh.gid) != (self.uid, self.gid) {
+            file.set_owner(self.uid, self.gid)?;
+        }
+        for xattr in self.xattrs.iter().filter(|xattr| !fresh.xattrs.contains(xattr)) {
+            file.set_xattr(OsStr::from_bytes(&xattr.name), &xattr.value)?;
+        }
+        for extra in &fresh.xattrs {
+            if !self.xattrs.iter().any(|xattr| xattr.name == extra.name) {
+                file.remove_xattr(OsStr::from_bytes(&extra.name))?;
+            }
+        }
+        if self.mode != fresh.mode || !self.xattrs.is_empty() || !fresh.xattrs.is_empty() {
+            file.set_mode(self.mode)?;
+        }
+        Ok(())
+    }
+
     /// Whether every single item is the one in `self`, in `other`, or what a file has that was just created (0600,
     /// nothing else): then a cut took part of our own changes, and nobody else touched it.
     pub fn is_mix(found: &Self, own: &[&Self], created_uid: u32, created_gid: u32) -> bool {
@@ -210,30 +230,24 @@ impl Image<'static> {
         name: &OsStr,
         limits: ImageLimits,
     ) -> io::Result<Option<Image<'static>>> {
-        let metadata = match dir.metadata(name) {
-            Ok(metadata) => metadata,
+        // Most names are regular files or free, so the file is opened first and its kind asked only if that fails.
+        match dir.open_file(name, Access::Read) {
+            Ok(file) => return Self::capture_file(vfs, &*file, limits).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        match metadata.kind {
-            Kind::File => {}
-            Kind::Symlink => {
-                let target = dir.read_link(name)?.into_vec();
-                let content = Content::Inline(Cow::Owned(target));
-                let attributes = Attributes::new(&metadata, Vec::new());
-                return Ok(Some(Self::new(vfs.now(), &metadata, attributes, content)));
-            }
-            Kind::Dir | Kind::Other => {
-                let attributes = Attributes::new(&metadata, Vec::new());
-                return Ok(Some(Self::new(vfs.now(), &metadata, attributes, Content::Unread)));
-            }
+            Err(error) => match dir.metadata(name) {
+                Ok(found) if found.kind == Kind::File => return Err(error),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            },
         }
-        let file = match dir.open_file(name, Access::Read) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        let metadata = dir.metadata(name)?;
+        let content = match metadata.kind {
+            Kind::Symlink => Content::Inline(Cow::Owned(dir.read_link(name)?.into_vec())),
+            Kind::File | Kind::Dir | Kind::Other => Content::Unread,
         };
-        Self::capture_file(vfs, &*file, limits).map(Some)
+        let attributes = Attributes::new(&metadata, Vec::new());
+        Ok(Some(Self::new(vfs.now(), &metadata, attributes, content)))
     }
 
     /// As [`Image::capture`], of a file that is open.
@@ -243,12 +257,14 @@ impl Image<'static> {
         let metadata = file.metadata()?;
         let recent = is_recent(metadata.changed, captured, vfs);
         let content = if metadata.size <= limits.inline_bytes {
-            match file.read_all(limits.inline_bytes) {
-                Ok(bytes) => Content::Inline(Cow::Owned(bytes)),
-                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                    Content::Digest(Digest::of_file(file)?.1)
-                }
-                Err(error) => return Err(error),
+            // One byte more is asked for, so that a file that has grown is noticed.
+            let mut bytes = vec![0; metadata.size as usize + 1];
+            let read = file.read_at(&mut bytes, 0)?;
+            if read as u64 == metadata.size {
+                bytes.truncate(read);
+                Content::Inline(Cow::Owned(bytes))
+            } else {
+                Content::Digest(Digest::of_file(file)?.1)
             }
         } else if metadata.size <= limits.digest_bytes || recent {
             Content::Digest(Digest::of_file(file)?.1)

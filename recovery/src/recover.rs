@@ -214,7 +214,7 @@ impl<'a> Repair<'a> {
     fn examine(&mut self, change: &Change<'_>) -> io::Result<Examined> {
         let name = change.path.name();
         let dir = match self.applier.parents.of(&change.path) {
-            Ok(dir) => dir,
+            Ok(parent) => parent.dir,
             Err(error) if is_no_directory(&error) => return Ok(Examined::nothing(Found::Absent)),
             Err(error) => return Err(error),
         };
@@ -441,8 +441,8 @@ impl<'a> Repair<'a> {
             }
         }
         for path in self.goals.keys() {
-            let Ok(dir) = self.applier.parents.of(path) else { continue };
-            match dir.open_file(path.name(), Access::Read) {
+            let Ok(parent) = self.applier.parents.of(path) else { continue };
+            match parent.dir.open_file(path.name(), Access::Read) {
                 Ok(file) if holds(&*file)? => return Ok(Some(Source::Elsewhere(file))),
                 _ => {}
             }

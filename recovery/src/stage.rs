@@ -31,6 +31,8 @@ pub struct Stage {
     dir: Arc<dyn Dir>,
     lock: Arc<dyn File>,
     next: AtomicU64,
+    /// What a file gets that is created here with mode 0600: the process's owner, and whatever the directory hands on.
+    fresh: Attributes,
 }
 
 impl Stage {
@@ -45,7 +47,8 @@ impl Stage {
         if !lock.try_lock(Lock::Exclusive).doing("lock", &label)? {
             return Err(io::Error::from(io::ErrorKind::WouldBlock)).doing("lock", &label);
         }
-        Ok(Self { name, dir, lock, next: AtomicU64::new(0) })
+        let fresh = Attributes::of_file(&*lock).doing("read the attributes of the lock file of", &label)?;
+        Ok(Self { name, dir, lock, next: AtomicU64::new(0), fresh })
     }
 
     /// Its name in `stage/`.
@@ -82,7 +85,7 @@ impl Stage {
         if !bytes.is_empty() {
             file.write_at(&[IoSlice::new(bytes)], 0)?;
         }
-        attributes.set_on_file(&*file)?;
+        attributes.set_on_fresh_file(&*file, &self.fresh)?;
         Ok(file)
     }
 

@@ -1,1 +1,140 @@
-//! To be written.
+//! File systems of their own to test on: images mounted through loop devices, and copies of them as a power cut would
+//! leave them.
+//!
+//! Copying the image while it is mounted is a power cut: what the kernel had not written to the device is not in the
+//! copy. It needs root and loop devices; where they are missing, callers print the reason and skip.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// A file system to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// ext4 with the defaults of `mkfs.ext4`.
+    Ext4,
+    /// xfs with the defaults of `mkfs.xfs`.
+    Xfs,
+    /// btrfs with the defaults of `mkfs.btrfs`.
+    Btrfs,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
+
+    /// Its name, as `mount` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+        }
+    }
+
+    /// The smallest image that `mkfs` makes one in.
+    fn bytes_min(self) -> u64 {
+        match self {
+            Self::Ext4 => 64 << 20,
+            Self::Xfs => 300 << 20,
+            Self::Btrfs => 128 << 20,
+        }
+    }
+}
+
+/// A mounted image, unmounted and removed when dropped.
+pub struct Volume {
+    kind: Kind,
+    image: PathBuf,
+    mount: PathBuf,
+    _scratch: TempDir,
+}
+
+impl Volume {
+    /// Makes and mounts an image of at least `bytes` bytes, below `scratch` (default: the system's temporary
+    /// directory). Every block of it is written once, so that its figures are not those of a sparse file.
+    ///
+    /// # Errors
+    /// Why it can't be had here, for people.
+    pub fn create(kind: Kind, bytes: u64, is_prewritten: bool) -> Result<Self, String> {
+        let scratch = tempfile::Builder::new().prefix("atomtree-volume-").tempdir().map_err(|e| e.to_string())?;
+        let image = scratch.path().join("image");
+        let mut file = File::create(&image).map_err(|e| e.to_string())?;
+        let bytes = bytes.max(kind.bytes_min());
+        if is_prewritten {
+            let zeros = vec![0; 1 << 20];
+            for _ in 0..bytes.div_ceil(zeros.len() as u64) {
+                file.write_all(&zeros).map_err(|e| e.to_string())?;
+            }
+            file.sync_all().map_err(|e| e.to_string())?;
+        } else {
+            file.set_len(bytes).map_err(|e| e.to_string())?;
+        }
+        let image_arg = image.to_str().expect("temporary paths are UTF-8");
+        let mkfs = format!("mkfs.{}", kind.name());
+        // mkfs would discard the blocks that were just written.
+        let arguments: &[&str] = match kind {
+            Kind::Ext4 => &["-q", "-E", "nodiscard", image_arg],
+            Kind::Xfs => &["-q", "-K", image_arg],
+            Kind::Btrfs => &["-q", "-K", image_arg],
+        };
+        run(&mkfs, arguments)?;
+        Self::mount(kind, image, scratch)
+    }
+
+    fn mount(kind: Kind, image: PathBuf, scratch: TempDir) -> Result<Self, String> {
+        let mount = scratch.path().join("mnt");
+        fs::create_dir(&mount).map_err(|e| e.to_string())?;
+        // A copy of an xfs has its original's UUID, and both may be mounted at once.
+        let options = if kind == Kind::Xfs { "loop,nouuid" } else { "loop" };
+        let paths = (image.to_str().expect("UTF-8"), mount.to_str().expect("UTF-8"));
+        run("mount", &["-t", kind.name(), "-o", options, paths.0, paths.1])?;
+        Ok(Self { kind, image, mount, _scratch: scratch })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    /// What kind of file system it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The volume as it would be found after a power cut right now. This one goes on.
+    ///
+    /// # Errors
+    /// Why it can't be copied or mounted.
+    pub fn power_cut(&self) -> Result<Self, String> {
+        let scratch = tempfile::Builder::new().prefix("atomtree-cut-").tempdir().map_err(|e| e.to_string())?;
+        let image = scratch.path().join("image");
+        let paths = (self.image.to_str().expect("UTF-8"), image.to_str().expect("UTF-8"));
+        run("cp", &["--sparse=always", paths.0, paths.1])?;
+        if self.kind == Kind::Btrfs {
+            // Two mounted btrfs must not share an id, and a copy can't be told apart while its original is mounted.
+            run("btrfstune", &["-f", "-m", paths.1])?;
+        }
+        Self::mount(self.kind, image, scratch)
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let mount = self.mount.to_str().expect("UTF-8");
+        if run("umount", &[mount]).is_err() {
+            let _ = run("umount", &["-l", mount]);
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+}

@@ -226,7 +226,8 @@ impl Log {
             needed_bytes += bytes;
         }
         let kept = usize::from(reserve == Reserve::Keep);
-        if segments + kept > self.free.len() && segments > 0 {
+        let reusable = usize::from(self.is_torn && self.offset == HEADER_AREA_BYTES);
+        if segments + kept > self.free.len() + reusable && segments > 0 {
             return Err(Error::Full { needed_bytes });
         }
         Ok(())
@@ -320,13 +321,16 @@ impl Log {
     /// [`Error::Full`] without a free segment; otherwise the log is poisoned.
     pub fn rotate(&mut self) -> Result<(), Error> {
         self.check_poison()?;
-        if self.free.is_empty() {
+        // A segment that was torn at its first frame holds nothing that counts: under a new epoch it is as good as a
+        // free one, and a log whose last spare was torn can still go on.
+        let is_reused = self.is_torn && self.offset == HEADER_AREA_BYTES;
+        if self.free.is_empty() && !is_reused {
             return Err(Error::Full { needed_bytes: 0 });
         }
         if self.is_dirty {
             self.sync_active()?;
         }
-        let mut next = self.free.remove(0);
+        let mut next = if is_reused { self.active.clone() } else { self.free.remove(0) };
         let header = Header {
             state: State::Active,
             epoch: self.next_epoch,
@@ -342,7 +346,9 @@ impl Log {
             return Err(error);
         }
         let sealed = std::mem::replace(&mut self.active, next);
-        self.sealed.push_back((sealed, self.next_lsn.previous()));
+        if !is_reused {
+            self.sealed.push_back((sealed, self.next_lsn.previous()));
+        }
         self.next_epoch = Epoch(self.next_epoch.0 + 1);
         self.offset = HEADER_AREA_BYTES;
         self.synced_lsn = self.next_lsn.previous();
