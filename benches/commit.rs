@@ -42,7 +42,10 @@ fn main() {
 fn measure(dir: &Path, volume: &str) {
     let device = Device::under(dir);
     println!("volume: {volume}; {ROUNDS} rounds; files of {FILE_BYTES} bytes; medians");
-    println!("{:>12} {:>6} {:>10} {:>10} {:>8} {:>9} {:>9}", "workload", "files", "bare us", "us", "ratio", "p90", "flushes");
+    println!(
+        "{:>12} {:>6} {:>10} {:>10} {:>8} {:>9} {:>9}",
+        "workload", "files", "bare us", "us", "ratio", "p90", "flushes"
+    );
     for count in COUNTS {
         for replaced in [false, true] {
             one(dir, &device, count, replaced);

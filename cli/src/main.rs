@@ -1,1 +1,43 @@
-fn main() {}
+//! The `atomtree` program: atomic, durable changes to many files from a shell.
+//!
+//! Everything that is promised is promised by the library; this crate turns documents into transactions and results
+//! into answers. What programs read, the JSON and the exit status, is made in `answer.rs` and frozen by golden tests.
+
+mod answer;
+mod apply;
+mod arguments;
+mod batch;
+mod demo;
+mod document;
+mod fields;
+mod lines;
+mod look;
+mod path;
+mod text;
+mod upkeep;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::arguments::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let Arguments { common, command } = Arguments::parse();
+    let result = match command {
+        Command::Apply { file, store, policies } => apply::apply(&common, &store, policies, &file),
+        Command::Batch { jobs, line_bytes_max, store, policies } => {
+            batch::batch(&common, &store, policies, jobs, line_bytes_max)
+        }
+        Command::Status => look::status(&common),
+        Command::Log { count } => look::log(&common, count),
+        Command::Show { tx } => look::show(&common, tx),
+        Command::Verify => look::verify(&common),
+        Command::Recover { adopt } => upkeep::recover(&common, adopt),
+        Command::Checkpoint => upkeep::checkpoint(&common),
+        Command::Demo { dir, rounds } => demo::demo(&common, dir.as_deref(), rounds),
+        Command::DemoWriter => demo::writer::write(&common),
+    };
+    let status = result.unwrap_or_else(|failure| answer::report(&common, &failure));
+    ExitCode::from(status)
+}

@@ -15,7 +15,7 @@ use atomtree_recovery::sweep::discard_original;
 use atomtree_wal::Lsn;
 
 use crate::error::{Error, ErrorKind};
-use crate::store::Engine;
+use crate::store::{CommitState, Engine};
 
 /// Under load, checkpoints take at most about a tenth of the time.
 const PAUSE_FACTOR: u32 = 10;
@@ -124,7 +124,15 @@ impl Engine {
         }
         let (watermark, lsn) = {
             let mut commits = self.commits.lock();
-            let settled = transactions.last().map_or(commits.settled, |last| last.lsn);
+            // A transaction that got stuck after its commit point is in nobody's list, and must not be covered.
+            self.check_health()?;
+            // If nothing was applied meanwhile, the records behind the last commit are covered too: they explain
+            // nothing, and would keep their segment from being freed.
+            let settled = match transactions.last() {
+                _ if self.unsettled.lock().transactions.is_empty() => commits.log.next_lsn().previous(),
+                Some(last) => last.lsn,
+                None => commits.settled,
+            };
             let record = Checkpoint { watermark: settled.0, next_tx: commits.next_tx };
             let lsn = append_checkpoint(&mut commits.log, record).map_err(atomtree_recovery::Error::Log)?;
             commits.log.sync().map_err(atomtree_recovery::Error::Log)?;
@@ -179,10 +187,23 @@ impl Engine {
         Ok(true)
     }
 
-    /// Settles everything and says in the log that nothing follows.
+    /// Settles everything, says in the log that nothing follows, and sees to it that nothing does.
     pub(crate) fn close_log(&self) -> Result<(), Error> {
-        self.checkpoint()?;
-        let mut commits = self.commits.lock();
+        loop {
+            self.checkpoint()?;
+            // With both locks held nothing comes in, and nothing is being settled by another thread.
+            let _turn = self.checkpoint_turn.lock();
+            let mut commits = self.commits.lock();
+            self.check_health()?;
+            if self.unsettled.lock().transactions.is_empty() {
+                self.append_closing_record(&mut commits)?;
+                self.note_closed();
+                return Ok(());
+            }
+        }
+    }
+
+    fn append_closing_record(&self, commits: &mut CommitState) -> Result<(), Error> {
         if commits.is_closed {
             return Ok(());
         }

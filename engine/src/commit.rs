@@ -14,7 +14,7 @@ use atomtree_recovery::image::{Content, Digest, Image, ImageLimits, Slot, is_rec
 use atomtree_recovery::log_records::{append_applied, with_records};
 use atomtree_recovery::plan::{After, Applied, Begin, Change, Plan, TransactionId};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_vfs::{Dir, File, Kind, Metadata};
+use atomtree_vfs::{Dir, File, Kind, Metadata, is_symlink_error};
 use atomtree_wal::{self as wal, Log, Lsn};
 
 use crate::error::{Error, ErrorKind, OnPath, kind_of_log_error};
@@ -200,7 +200,7 @@ impl Engine {
                     *inline_budget -= size;
                     (staged, size, inline(bytes))
                 } else {
-                    by_reference.push(staged.clone());
+                    keep_for_sync(by_reference, &staged);
                     (staged, size, Content::Digest(Digest::of(&bytes)))
                 }
             }
@@ -211,7 +211,7 @@ impl Engine {
                     staged.write_at(&[io::IoSlice::new(bytes)], *offset)?;
                 }
                 attributes.set_on_file(&*staged)?;
-                by_reference.push(staged.clone());
+                keep_for_sync(by_reference, &staged);
                 let digest = Digest::of_file(&*staged)?.1;
                 (staged, size, Content::Digest(digest))
             }
@@ -229,7 +229,8 @@ impl Engine {
             return Ok(());
         }
         let result = if files.len() > SYNC_EACH_MAX {
-            self.places.root.sync_filesystem()
+            // Not on the root's descriptor: an error of other files, which that one reports once, is the checkpoint's.
+            self.places.stage.sync_filesystem()
         } else {
             files
                 .iter()
@@ -418,7 +419,7 @@ impl Engine {
         let above = match parents.of(path) {
             Ok(above) => above,
             Err(error) if is_no_directory(&error) => {
-                let is_as_seen = seen.is_none() && error.kind() == io::ErrorKind::NotFound;
+                let is_as_seen = seen.is_none() && !is_symlink_error(&error);
                 return if is_as_seen { Ok(None) } else { conflict("its directory was moved or replaced") };
             }
             Err(error) => return Err(error).on("open the directory of", path.as_path()),
@@ -531,6 +532,13 @@ impl Engine {
     /// Tells the checkpointer how full the log is.
     fn note_log(&self, log: &Log) {
         self.note_log_usage(log.used_bytes(), log.wants_spare());
+    }
+}
+
+/// Keeps a staged file open for its sync; no more of them than are synced one by one, since descriptors are few.
+fn keep_for_sync(files: &mut Vec<Arc<dyn File>>, staged: &Arc<dyn File>) {
+    if files.len() <= SYNC_EACH_MAX {
+        files.push(staged.clone());
     }
 }
 

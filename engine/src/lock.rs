@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::Duration;
 
 use atomtree_recovery::Doing;
 use atomtree_recovery::places::Places;
@@ -15,13 +16,17 @@ pub(crate) const LOCK_FILE: &str = "lock";
 /// The file that every process with the store open shares.
 pub(crate) const MEMBERS_FILE: &str = "members";
 
+/// How often a lock is tried that nobody living says to hold, and how long between.
+const ATTEMPTS_WITHOUT_HOLDER: u32 = 50;
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(2);
+
 /// A note is four short lines.
 const NOTE_BYTES_MAX: u64 = 4096;
 
 /// The locks of an open store, held until it is dropped.
 pub(crate) struct StoreLock {
     lock: Arc<dyn File>,
-    _members: Arc<dyn File>,
+    members: Arc<dyn File>,
 }
 
 impl StoreLock {
@@ -35,8 +40,15 @@ impl StoreLock {
             result => result,
         };
         let lock = open(LOCK_FILE).doing("open", ".atomtree/lock")?;
-        if !lock.try_lock(Lock::Exclusive).doing("lock", ".atomtree/lock")? {
-            return Err(Error::Locked { holder: describe_holder(&*lock) });
+        let mut attempts = 0;
+        while !lock.try_lock(Lock::Exclusive).doing("lock", ".atomtree/lock")? {
+            // A holder that has died may have left the lock, for a moment, to a process that it had just forked.
+            let holder = read_note(&*lock).filter(|process| places.vfs.is_alive(process));
+            attempts += 1;
+            if holder.is_some() || attempts > ATTEMPTS_WITHOUT_HOLDER {
+                return Err(Error::Locked { holder: describe(holder) });
+            }
+            std::thread::sleep(ATTEMPT_PAUSE);
         }
         let members = open(MEMBERS_FILE).doing("open", ".atomtree/members")?;
         members.try_lock(Lock::Shared).doing("lock", ".atomtree/members")?;
@@ -51,7 +63,7 @@ impl StoreLock {
         );
         lock.set_len(0).doing("write", ".atomtree/lock")?;
         lock.write_at(&[IoSlice::new(note.as_bytes())], 0).doing("write", ".atomtree/lock")?;
-        Ok(Self { lock, _members: members })
+        Ok(Self { lock, members })
     }
 }
 
@@ -60,6 +72,10 @@ impl Drop for StoreLock {
         // The note outlives the lock otherwise, and names a process that may still live. It is only a hint, so a
         // failure changes nothing.
         let _ = self.lock.set_len(0);
+        // Closing is not enough: a process that this one has just forked holds the same open files until it executes
+        // its program, and with them the locks.
+        let _ = self.lock.unlock();
+        let _ = self.members.unlock();
     }
 }
 
@@ -73,8 +89,8 @@ pub(crate) fn holder(vfs: &dyn Vfs, store: &dyn Dir) -> io::Result<Option<Proces
     Ok(read_note(&*lock).filter(|process| vfs.is_alive(process)))
 }
 
-fn describe_holder(lock: &dyn File) -> String {
-    match read_note(lock) {
+fn describe(holder: Option<ProcessIdentity>) -> String {
+    match holder {
         Some(process) => format!("process {} ({})", process.pid, process.program),
         None => "another process".into(),
     }

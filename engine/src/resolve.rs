@@ -76,8 +76,10 @@ pub(crate) fn canonical(
         }
         let dir = match parents.of(&path) {
             Ok(parent) => parent.dir,
-            // Nothing of what follows exists on disk.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // Nothing of what follows exists on disk. A file on the way was met before, unless it is being removed.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                continue;
+            }
             Err(error) => return Err(error).on("open the directory of", path.as_path()),
         };
         match dir.metadata(path.name()) {

@@ -286,14 +286,21 @@ impl Engine {
         self.wake.notify_all();
     }
 
+    /// Takes no more commits, because the log says that nothing follows.
+    pub(crate) fn note_closed(&self) {
+        *self.health.lock() = Health::Closed;
+    }
+
     fn close(&self) -> Result<(), Error> {
         match &*self.health.lock() {
             Health::Open => {}
             Health::Closed => return Ok(()),
             Health::Poisoned(reason) => return Err(Error::Poisoned { reason: reason.clone() }),
         }
-        self.close_log()?;
-        *self.health.lock() = Health::Closed;
+        if let Err(error) = self.close_log() {
+            // Another handle may have been faster.
+            return if matches!(*self.health.lock(), Health::Closed) { Ok(()) } else { Err(error) };
+        }
         // What can't be removed is swept at the next open.
         let _ = self.stage.remove(&self.places);
         drop(self.lock.lock().take());
@@ -362,7 +369,11 @@ fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     StoreFile::create(&*dir, id, options.log.segment_bytes).doing("create", ".atomtree.new/store")?;
     // Everything in it, then its name: it stands whole or not at all.
     root.sync_filesystem().doing("sync the file system of", "the root")?;
-    match root.rename(new.as_os_str(), &**root, OsStr::new(STORE_DIR)) {
+    let renamed = root.rename(new.as_os_str(), &**root, OsStr::new(STORE_DIR));
+    // What is renamed is the directory that this lock lies in, and whoever comes next takes the same one. Closing it is
+    // not enough, because a process that was just forked holds it open too.
+    lock.unlock().doing("unlock", ".atomtree/lock")?;
+    match renamed {
         Ok(()) => root.sync().doing("sync", "the root")?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error).on("rename into place", new),

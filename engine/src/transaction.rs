@@ -279,6 +279,8 @@ impl Transaction {
             return Err(Error::refused(ErrorKind::InvalidInput, path.as_path(), reason));
         }
         file.content.write(offset, bytes);
+        // Whatever time a rename carried over, this is a modification.
+        file.modified = None;
         Ok(())
     }
 
@@ -290,10 +292,7 @@ impl Transaction {
         let dir = self.parents.of(path).on("open the directory of", path.as_path())?.dir;
         let base = dir.open_file(path.name(), Access::Read).on("open", path.as_path())?;
         let content = if original.size <= EDIT_IN_MEMORY_BYTES_MAX {
-            // Read while the image is taken, so that the bytes are those that the check compares.
-            let (image, bytes) = self.capture_with_content(&*base, path, EDIT_IN_MEMORY_BYTES_MAX)?;
-            self.names.get_mut(path).expect("it was touched").original = Some(image);
-            NewContent::Bytes(bytes)
+            NewContent::Bytes(self.read_original(&*base, path, EDIT_IN_MEMORY_BYTES_MAX)?)
         } else {
             NewContent::Edited(EditedFile { base, size: original.size, edits: Vec::new() })
         };
@@ -328,6 +327,8 @@ impl Transaction {
             _ => None,
         };
         self.load(&from)?;
+        // Whatever can fail comes before the source gives its content up.
+        self.make_parents(&to)?;
         let name = self.names.get_mut(&from).expect("it was touched");
         let Now::File(mut file) = std::mem::replace(&mut name.now, Now::Absent) else {
             unreachable!("it was loaded")
@@ -349,9 +350,7 @@ impl Transaction {
         }
         let dir = self.parents.of(&path).on("open the directory of", path.as_path())?.dir;
         let file = dir.open_file(path.name(), Access::Read).on("open", path.as_path())?;
-        let (image, bytes) = self.capture_with_content(&*file, &path, u64::MAX)?;
-        self.names.get_mut(&path).expect("it was touched").original = Some(image);
-        Ok(bytes)
+        self.read_original(&*file, &path, u64::MAX)
     }
 
     /// Whether a file stands at `path`, as this transaction leaves it. The answer is checked again at `commit`.
@@ -417,8 +416,9 @@ impl Transaction {
     /// was changed. Except `outcome_unknown`, after a failed sync: open the store again to find out; and
     /// `committed_not_applied`: recovery finishes it.
     pub fn commit(self) -> Result<Receipt, Error> {
-        let engine = self.shared.engine.clone();
-        engine.commit(self)
+        // The transaction may be the last that keeps the store open; it stays open until the commit is through.
+        let shared = self.shared.clone();
+        shared.engine.commit(self)
     }
 
     // What the operations are made of.
@@ -469,7 +469,10 @@ impl Transaction {
                 }
                 (parent.inode, image)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => (0, None),
+            // Below a file there is nothing either: one that this transaction removes, since the path was resolved.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                (0, None)
+            }
             Err(error) => return Err(error).on("open the directory of", path.as_path()),
         };
         self.names.insert(path.clone(), Name { parent, original, now: Now::Original, is_read: false });
@@ -480,14 +483,28 @@ impl Transaction {
         ImageLimits { digest_bytes: self.shared.engine.options.inline_bytes_max, ..ImageLimits::default() }
     }
 
-    fn capture_with_content(
-        &self,
-        file: &dyn File,
-        path: &TreePath,
-        limit: u64,
-    ) -> Result<(Image<'static>, Vec<u8>), Error> {
-        let vfs = &*self.shared.engine.places.vfs;
-        Image::capture_with_content(vfs, file, self.image_limits(), limit).on("read", path.as_path())
+    /// Reads an original that has been looked at before, while a new image of it is taken, so that the bytes are those
+    /// that the check compares.
+    ///
+    /// # Errors
+    /// `conflict` if it is no longer what was seen: the check could only compare with one of the two.
+    fn read_original(&mut self, file: &dyn File, path: &TreePath, limit: u64) -> Result<Vec<u8>, Error> {
+        let (vfs, limits) = (&*self.shared.engine.places.vfs, self.image_limits());
+        let (image, bytes) =
+            Image::capture_with_content(vfs, file, limits, limit).on("read", path.as_path())?;
+        let seen = &mut self.names.get_mut(path).expect("it was touched").original;
+        let is_as_seen = seen.as_ref().is_some_and(|seen| {
+            let same_content = match seen.content {
+                Content::Unread => seen.has_times_of_image(&image),
+                Content::Inline(_) | Content::Digest(_) => seen.content == image.content,
+            };
+            same_content && seen.attributes == image.attributes
+        });
+        if !is_as_seen {
+            return Err(Error::conflict(path.as_path(), "it was changed since the transaction first looked"));
+        }
+        *seen = Some(image);
+        Ok(bytes)
     }
 
     /// Where a final symlink leads, if one stands there and is to be followed.
@@ -570,19 +587,27 @@ impl Transaction {
         let mut missing = Vec::new();
         let mut next = path.parent();
         while let Some(parent) = next {
-            match self.names.get(&parent).map(|name| &name.now) {
-                Some(Now::Dir(_)) => break,
-                Some(Now::Absent | Now::File(_)) => {
+            match self.names.get(&parent).map(|name| (&name.now, &name.original)) {
+                Some((Now::Dir(_), _)) => break,
+                // A file only in passing: nothing stands there on disk.
+                Some((Now::Absent, None)) => {
+                    next = parent.parent();
+                    missing.push(parent);
+                    continue;
+                }
+                Some((Now::Absent | Now::File(_), _)) => {
                     let reason = format!(
                         "{parent} is a file, and replacing it by a directory takes a transaction of its own: remove it first"
                     );
                     return Err(Error::refused(ErrorKind::Unsupported, path.as_path(), reason));
                 }
-                Some(Now::Original) | None => {}
+                Some((Now::Original, _)) | None => {}
             }
             match self.parents.open(parent.as_path()) {
                 Ok(_) => break,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // Whether a file above is one that this transaction removes, the next rounds find out.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => return Err(error).on("open", parent.as_path()),
             }
             next = parent.parent();
@@ -593,7 +618,12 @@ impl Transaction {
             if !self.names.contains_key(&parent) {
                 self.look(&parent)?;
             }
-            self.names.get_mut(&parent).expect("it was looked at").now = Now::Dir(attributes);
+            let name = self.names.get_mut(&parent).expect("it was looked at");
+            if name.original.as_ref().is_some_and(|original| original.kind != Kind::Dir) {
+                let reason = format!("{parent} is not a directory");
+                return Err(Error::refused(ErrorKind::NotADirectory, path.as_path(), reason));
+            }
+            name.now = Now::Dir(attributes);
         }
         Ok(())
     }
@@ -659,7 +689,10 @@ impl Transaction {
         let dir: Arc<dyn Dir> = loop {
             match self.parents.open(at) {
                 Ok(parent) => break parent.dir,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Something that is no directory can only be a file that this transaction removes.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+                {
                     at = at.parent().unwrap_or(Path::new(""));
                 }
                 Err(error) => return Err(error).on("open", at),

@@ -329,6 +329,12 @@ impl Image<'_> {
         self.has_content_times_of(found) && self.changed == found.changed
     }
 
+    /// As [`Image::has_times_of`], for an inode of which another image was taken.
+    pub fn has_times_of_image(&self, other: &Image<'_>) -> bool {
+        (self.kind, self.inode, self.born, self.size, self.modified, self.changed)
+            == (other.kind, other.inode, other.born, other.size, other.modified, other.changed)
+    }
+
     /// Whether `found` is the inode of this image with its content unchanged as far as its times can tell. The time of
     /// the inode's own change is left out, because a rename or exchange moves it.
     pub fn has_content_times_of(&self, found: &Metadata) -> bool {

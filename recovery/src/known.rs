@@ -1,6 +1,6 @@
 //! The contents that the log explains: every image, before and after, of its transactions, at any name.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 
@@ -26,8 +26,9 @@ pub enum Likeness {
 pub struct Known<'a> {
     digests: HashSet<(u64, Digest)>,
     /// Only contents whose bytes are in the log can be recognised torn. Those by reference were synced before their
-    /// commit and are never torn by us.
-    inline: Vec<&'a [u8]>,
+    /// commit and are never torn by us. By digest, because a content may be known first without its bytes, as the
+    /// original of one name, and then with them, as the new content of another.
+    inline: HashMap<Digest, &'a [u8]>,
     inline_bytes_max: u64,
     /// Originals too large to be read, known by inode, size and time alone.
     unread: HashSet<(u64, u64, Timestamp)>,
@@ -52,11 +53,10 @@ impl<'a> Known<'a> {
     }
 
     fn add(&mut self, size: u64, content: &'a Content<'_>) {
-        if let Some(digest) = content.digest()
-            && self.digests.insert((size, digest))
-            && let Content::Inline(bytes) = content
-        {
-            self.inline.push(bytes);
+        let Some(digest) = content.digest() else { return };
+        self.digests.insert((size, digest));
+        if let Content::Inline(bytes) = content {
+            self.inline.insert(digest, bytes);
             self.inline_bytes_max = self.inline_bytes_max.max(size);
         }
     }
@@ -91,7 +91,7 @@ impl<'a> Known<'a> {
             || self.unread.contains(&(metadata.inode, metadata.size, metadata.modified))
         {
             Likeness::Image
-        } else if bytes.is_some_and(|found| self.inline.iter().any(|image| is_torn(&found, image))) {
+        } else if bytes.is_some_and(|found| self.inline.values().any(|image| is_torn(&found, image))) {
             Likeness::Torn
         } else {
             Likeness::Foreign

@@ -466,11 +466,18 @@ fn reopen(machine: &Sim, settings: &Settings, tree: &Tree, random: &mut Random) 
         store.close().map_err(|error| format!("a recovered store did not close: {error}"))?;
         check_stage_is_empty(machine)?;
     }
+    let before = tree_of(&crashed);
+    crashed.set_trace(true);
     let store = open(Arc::new(crashed.clone()), settings)
         .map_err(|error| format!("recovery after {operations:?} failed: {error}"))?;
     let found = tree_of(&crashed);
     if found != next {
-        return Err(format!("{operations:?} did not survive\n{}", differences(&found, &[next])));
+        let report = store.recovery();
+        let differences = differences(&found, &[next]);
+        let trace = crashed.trace();
+        return Err(format!(
+            "{operations:?} did not survive\n{differences}{report:#?}, from {before:#?}\n{trace:#?}"
+        ));
     }
     store.close().map_err(|error| format!("a recovered store did not close: {error}"))?;
     check_stage_is_empty(&crashed)

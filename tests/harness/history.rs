@@ -342,7 +342,7 @@ pub fn generate_operations_on(
             _ => None,
         };
         let operation = match (random.below(20), length) {
-            (0..8, _) | (12..20, None) => Operation::Write(path, some_content(random)),
+            (0..8, _) | (12.., None) => Operation::Write(path, some_content(random)),
             (8..10, _) => {
                 let mode = *random.pick(&[0o600, 0o644, 0o755, 0o400]);
                 Operation::WriteWithMode(path, some_content(random), mode)

@@ -1,5 +1,6 @@
 //! What the integration tests share.
 
 pub mod crash;
+pub mod foreign;
 pub mod history;
 pub mod volume;

@@ -1,8 +1,10 @@
 //! File systems of their own to test on: images mounted through loop devices, and copies of them as a power cut would
 //! leave them.
 //!
-//! Copying the image while it is mounted is a power cut: what the kernel had not written to the device is not in the
-//! copy. It needs root and loop devices; where they are missing, callers print the reason and skip.
+//! Two kinds of power cut: the file system is shut down in the middle of its work and mounted again, which ext4 and xfs
+//! can do; or its image is copied while it is mounted, and the copy is mounted: what the kernel had not written to the
+//! device is not in it. Whoever writes must be stopped meanwhile, or the copy shows several moments at once. It all
+//! needs root and loop devices; where they are missing, callers print the reason and skip.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -60,7 +62,8 @@ impl Volume {
     /// # Errors
     /// Why it can't be had here, for people.
     pub fn create(kind: Kind, bytes: u64, is_prewritten: bool) -> Result<Self, String> {
-        let scratch = tempfile::Builder::new().prefix("atomtree-volume-").tempdir().map_err(|e| e.to_string())?;
+        let scratch =
+            tempfile::Builder::new().prefix("atomtree-volume-").tempdir().map_err(|e| e.to_string())?;
         let image = scratch.path().join("image");
         let mut file = File::create(&image).map_err(|e| e.to_string())?;
         let bytes = bytes.max(kind.bytes_min());
@@ -88,11 +91,50 @@ impl Volume {
     fn mount(kind: Kind, image: PathBuf, scratch: TempDir) -> Result<Self, String> {
         let mount = scratch.path().join("mnt");
         fs::create_dir(&mount).map_err(|e| e.to_string())?;
+        let volume = Self { kind, image, mount, _scratch: scratch };
+        volume.attach()?;
+        Ok(volume)
+    }
+
+    fn attach(&self) -> Result<(), String> {
         // A copy of an xfs has its original's UUID, and both may be mounted at once.
-        let options = if kind == Kind::Xfs { "loop,nouuid" } else { "loop" };
-        let paths = (image.to_str().expect("UTF-8"), mount.to_str().expect("UTF-8"));
-        run("mount", &["-t", kind.name(), "-o", options, paths.0, paths.1])?;
-        Ok(Self { kind, image, mount, _scratch: scratch })
+        let options = if self.kind == Kind::Xfs { "loop,nouuid" } else { "loop" };
+        let paths = (self.image.to_str().expect("UTF-8"), self.mount.to_str().expect("UTF-8"));
+        run("mount", &["-t", self.kind.name(), "-o", options, paths.0, paths.1])
+    }
+
+    /// Cuts the power now: nothing that is written from here on will be found again. ext4 and xfs are shut down, and
+    /// whoever writes gets errors; btrfs can't be, so its image is copied, and whoever writes must be stopped.
+    ///
+    /// # Errors
+    /// Why it can't be done.
+    pub fn cut_power(&self) -> Result<(), String> {
+        match self.kind {
+            Kind::Ext4 | Kind::Xfs => {
+                run("xfs_io", &["-x", "-c", "shutdown", self.mount.to_str().expect("UTF-8")])
+            }
+            Kind::Btrfs => self.copy_image(&self.cut_image()),
+        }
+    }
+
+    /// Mounts the volume again after [`Volume::cut_power`]. Everything on it must be closed.
+    ///
+    /// # Errors
+    /// Why it can't be mounted.
+    pub fn mount_again(&self) -> Result<(), String> {
+        run("umount", &[self.mount.to_str().expect("UTF-8")])?;
+        if self.cut_image().exists() {
+            fs::rename(self.cut_image(), &self.image).map_err(|error| error.to_string())?;
+        }
+        self.attach()
+    }
+
+    fn cut_image(&self) -> PathBuf {
+        self.image.with_extension("cut")
+    }
+
+    fn copy_image(&self, to: &Path) -> Result<(), String> {
+        run("cp", &["--sparse=always", self.image.to_str().expect("UTF-8"), to.to_str().expect("UTF-8")])
     }
 
     /// Where it is mounted.
@@ -105,19 +147,18 @@ impl Volume {
         self.kind
     }
 
-    /// The volume as it would be found after a power cut right now. This one goes on.
+    /// The volume as it would be found after a power cut right now. This one goes on. Whoever writes must be stopped.
     ///
     /// # Errors
-    /// Why it can't be copied or mounted.
+    /// Why it can't be copied or mounted; always for btrfs, of which the kernel won't mount two with one id.
     pub fn power_cut(&self) -> Result<Self, String> {
-        let scratch = tempfile::Builder::new().prefix("atomtree-cut-").tempdir().map_err(|e| e.to_string())?;
-        let image = scratch.path().join("image");
-        let paths = (self.image.to_str().expect("UTF-8"), image.to_str().expect("UTF-8"));
-        run("cp", &["--sparse=always", paths.0, paths.1])?;
         if self.kind == Kind::Btrfs {
-            // Two mounted btrfs must not share an id, and a copy can't be told apart while its original is mounted.
-            run("btrfstune", &["-f", "-m", paths.1])?;
+            return Err("two btrfs with one id can't be mounted".into());
         }
+        let scratch =
+            tempfile::Builder::new().prefix("atomtree-cut-").tempdir().map_err(|e| e.to_string())?;
+        let image = scratch.path().join("image");
+        self.copy_image(&image)?;
         Self::mount(self.kind, image, scratch)
     }
 }
@@ -132,7 +173,8 @@ impl Drop for Volume {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
+    let output =
+        Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }

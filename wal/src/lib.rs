@@ -45,7 +45,7 @@ mod log;
 mod lsn;
 mod scan;
 mod segment;
-//mod sync;
+mod sync;
 
 pub use error::Error;
 pub use format::LogId;

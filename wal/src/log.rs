@@ -6,11 +6,12 @@
 //! voided can never be taken for a continuation. After a failed sync it does not go on at all.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::num::NonZeroU8;
+use std::ops::Range;
 use std::sync::Arc;
 
-use atomtree_vfs::{Access, Dir};
+use atomtree_vfs::{Access, Dir, File};
 
 use crate::error::{Doing, Error};
 use crate::format::{
@@ -18,7 +19,7 @@ use crate::format::{
     padding,
 };
 use crate::lsn::{Epoch, Lsn, SegmentId};
-use crate::scan::{Scan, scan_with};
+use crate::scan::{Scan, Tail, scan_with};
 use crate::segment::Segment;
 
 /// Smallest segment.
@@ -89,17 +90,26 @@ pub struct Log {
     is_dirty: bool,
     /// Whether the active segment must not be written any more.
     is_torn: bool,
+    /// Whether frames of the active segment were read as closing the log, and may be in the cache alone.
+    is_doubted: bool,
     poisoned: Option<String>,
 }
 
 impl Log {
-    /// Creates a log in an empty directory: one active segment and one spare.
+    /// Creates a log in an empty directory: one active segment and one spare. Replaces their files, which an attempt
+    /// that was cut short may have left.
     ///
     /// # Durability
     /// Both segments and their names are durable when this returns; the directory's own name is the caller's to sync.
+    ///
+    /// # Panics
+    /// If `segment_bytes` is not what [`LogOptions`] allows.
     pub fn create(dir: Arc<dyn Dir>, id: LogId, options: LogOptions) -> Result<Self, Error> {
-        let spare = Segment::create(&*dir, id, SegmentId(1), options.segment_bytes)?;
-        let mut active = Segment::create(&*dir, id, SegmentId(0), options.segment_bytes)?;
+        let allowed = SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX;
+        assert!(allowed.contains(&options.segment_bytes), "{} bytes in a segment", options.segment_bytes);
+        assert!(options.segment_bytes.is_multiple_of(HEADER_AREA_BYTES), "segments are whole pages");
+        let spare = Segment::create(&*dir, id, SegmentId(1), options.segment_bytes, true)?;
+        let mut active = Segment::create(&*dir, id, SegmentId(0), options.segment_bytes, true)?;
         let header = Header { state: State::Active, epoch: Epoch(1), first_lsn: Lsn(1), ..active.header };
         active.write_header(header)?;
         active.file.sync_data().doing("sync", active.id())?;
@@ -119,6 +129,7 @@ impl Log {
             synced_lsn: Lsn(0),
             is_dirty: false,
             is_torn: false,
+            is_doubted: false,
             poisoned: None,
         })
     }
@@ -161,6 +172,7 @@ impl Log {
             synced_lsn: scan.known_synced(),
             is_dirty: scan.known_synced() < scan.end_lsn(),
             is_torn: scan.tail().is_torn(),
+            is_doubted: scan.tail() == Tail::Closed,
             poisoned: None,
         };
         Ok((log, scan))
@@ -173,7 +185,8 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Full`] and [`Error::TooLarge`] before anything is written. After [`Error::Io`] the run is void, and
-    /// the log goes on without it. [`Error::OutcomeUnknown`] if a segment that had to be finished could not be synced:
+    /// the log goes on without it; if it ends here, records from the start of the run may be read back, the last
+    /// of them never. [`Error::OutcomeUnknown`] if a segment that had to be finished could not be synced:
     /// then the log is poisoned.
     pub fn append(&mut self, records: &[Record<'_>]) -> Result<Lsn, Error> {
         self.append_run(records, Reserve::Keep, false)
@@ -200,6 +213,10 @@ impl Log {
                 // Part of the run may be in the file. Its positions are used again, in another segment.
                 (self.next_lsn, self.link) = before;
                 self.is_torn = true;
+                // The run may have filled segments and had them synced; none of that counts any more.
+                let last = self.next_lsn.previous();
+                self.synced_lsn = self.synced_lsn.min(last);
+                self.sealed.iter_mut().for_each(|(_, sealed_last)| *sealed_last = last.min(*sealed_last));
                 Err(error)
             }
         }
@@ -226,7 +243,7 @@ impl Log {
             needed_bytes += bytes;
         }
         let kept = usize::from(reserve == Reserve::Keep);
-        let reusable = usize::from(self.is_torn && self.offset == HEADER_AREA_BYTES);
+        let reusable = usize::from(self.is_reusable());
         if segments + kept > self.free.len() + reusable && segments > 0 {
             return Err(Error::Full { needed_bytes });
         }
@@ -306,6 +323,13 @@ impl Log {
     }
 
     fn sync_active(&mut self) -> Result<(), Error> {
+        if self.is_doubted {
+            // The sync of whoever closed the log may have failed, and left the closing frame clean in the cache and
+            // absent from the disk: a hole, as soon as what follows it is durable.
+            let id = self.active.id();
+            rewrite_range(&*self.active.file, 0..self.offset).doing("rewrite", id)?;
+            self.is_doubted = false;
+        }
         if let Err(source) = self.active.file.sync_data() {
             let segment = self.active.id();
             self.poisoned = Some(format!("segment {segment}: {source}"));
@@ -321,9 +345,7 @@ impl Log {
     /// [`Error::Full`] without a free segment; otherwise the log is poisoned.
     pub fn rotate(&mut self) -> Result<(), Error> {
         self.check_poison()?;
-        // A segment that was torn at its first frame holds nothing that counts: under a new epoch it is as good as a
-        // free one, and a log whose last spare was torn can still go on.
-        let is_reused = self.is_torn && self.offset == HEADER_AREA_BYTES;
+        let is_reused = self.is_reusable();
         if self.free.is_empty() && !is_reused {
             return Err(Error::Full { needed_bytes: 0 });
         }
@@ -356,8 +378,14 @@ impl Log {
         Ok(())
     }
 
+    /// Whether the torn active segment holds nothing that counts. Under a new epoch it is as good as a free one, so that
+    /// a log whose last spare was torn can still go on.
+    fn is_reusable(&self) -> bool {
+        self.is_torn && self.active.header.first_lsn >= self.next_lsn
+    }
+
     /// Writes the segments that hold `from` or anything later again: the accepted frames, same bytes at the same
-    /// offsets, and their headers; and syncs them. Needs no space, and may be repeated.
+    /// offsets, and their headers, and those of free segments; and syncs them. Needs no space, and may be repeated.
     ///
     /// After a failed write-back the cache can show what the disk does not hold. This makes what was read true.
     pub fn rewrite(&mut self, scan: &Scan, from: Lsn) -> Result<(), Error> {
@@ -366,22 +394,24 @@ impl Log {
         let stretches =
             scan.live().filter(|stretch| stretch.last_lsn >= from || stretch.segment.id() == active);
         for stretch in stretches {
-            let id = stretch.segment.id();
-            let file = &stretch.segment.file;
-            let mut piece = vec![0; 1 << 20];
-            let mut offset = 0;
-            while offset < stretch.end {
-                let length = (piece.len() as u64).min(stretch.end - offset) as usize;
-                file.read_exact_at(&mut piece[..length], offset).doing("read", id)?;
-                file.write_at(&[IoSlice::new(&piece[..length])], offset).doing("rewrite", id)?;
-                offset += length as u64;
-            }
+            let (id, file) = (stretch.segment.id(), &*stretch.segment.file);
+            rewrite_range(file, 0..stretch.end).doing("rewrite", id)?;
             if let Err(source) = file.sync_data() {
                 self.poisoned = Some(format!("segment {id}: {source}"));
                 return Err(Error::OutcomeUnknown { segment: id, source });
             }
         }
-        self.is_dirty = false;
+        // A segment whose retirement did not reach the disk would come back with a gap behind it, once the next ones
+        // are retired.
+        for spare in &mut self.free {
+            let id = spare.id();
+            spare.write_header(spare.header)?;
+            if let Err(source) = spare.file.sync_data() {
+                self.poisoned = Some(format!("segment {id}: {source}"));
+                return Err(Error::OutcomeUnknown { segment: id, source });
+            }
+        }
+        (self.is_dirty, self.is_doubted) = (false, false);
         self.synced_lsn = self.next_lsn.previous();
         Ok(())
     }
@@ -424,11 +454,18 @@ impl Log {
 
     /// Prepares the making of a spare, which takes long and can go on elsewhere meanwhile.
     pub fn spare_builder(&mut self) -> SpareBuilder {
-        let id = self.unfinished.pop().unwrap_or_else(|| {
+        let unfinished = self.unfinished.pop();
+        let id = unfinished.unwrap_or_else(|| {
             self.next_segment = SegmentId(self.next_segment.0 + 1);
             SegmentId(self.next_segment.0 - 1)
         });
-        SpareBuilder { dir: self.dir.clone(), log: self.id, id, segment_bytes: self.options.segment_bytes }
+        SpareBuilder {
+            dir: self.dir.clone(),
+            log: self.id,
+            id,
+            segment_bytes: self.options.segment_bytes,
+            is_unfinished: unfinished.is_some(),
+        }
     }
 
     /// Takes a spare that was made.
@@ -474,18 +511,32 @@ impl Log {
     }
 }
 
+/// Writes bytes of a file again, as reads show them, so that they are dirty once more.
+fn rewrite_range(file: &dyn File, range: Range<u64>) -> io::Result<()> {
+    let mut piece = vec![0; (range.end - range.start).min(1 << 20) as usize];
+    let mut offset = range.start;
+    while offset < range.end {
+        let length = (piece.len() as u64).min(range.end - offset) as usize;
+        file.read_exact_at(&mut piece[..length], offset)?;
+        file.write_at(&[IoSlice::new(&piece[..length])], offset)?;
+        offset += length as u64;
+    }
+    Ok(())
+}
+
 /// Makes a spare segment; from [`Log::spare_builder`].
 pub struct SpareBuilder {
     dir: Arc<dyn Dir>,
     log: LogId,
     id: SegmentId,
     segment_bytes: u64,
+    is_unfinished: bool,
 }
 
 impl SpareBuilder {
     /// Creates the segment, writes zeros to all of it and syncs it.
     pub fn build(self) -> Result<Spare, Error> {
-        Segment::create(&*self.dir, self.log, self.id, self.segment_bytes).map(Spare)
+        Segment::create(&*self.dir, self.log, self.id, self.segment_bytes, self.is_unfinished).map(Spare)
     }
 }
 

@@ -35,11 +35,12 @@ impl SegmentId {
         format!("{:04}.seg", self.0)
     }
 
-    /// The segment whose file has this name.
+    /// The segment whose file has this name. Numbers that no log reaches are no segment's, so that there is always a
+    /// next one.
     pub fn from_file_name(name: &str) -> Option<Self> {
         let digits = name.strip_suffix(".seg")?;
         let id = Self(digits.parse().ok()?);
-        (id.file_name() == name).then_some(id)
+        (id.file_name() == name && id.0 <= u32::MAX / 2).then_some(id)
     }
 }
 

@@ -14,8 +14,8 @@ use atomtree_vfs::{Access, Dir, File, Map};
 
 use crate::error::{Doing, Error};
 use crate::format::{
-    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, LogId, State, checksum_expected,
-    checksum_found, u64_at,
+    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, Header, LogId, State,
+    checksum_expected, checksum_found, u64_at,
 };
 use crate::lsn::{Epoch, Lsn, SegmentId};
 use crate::segment::{Opened, Segment};
@@ -74,7 +74,7 @@ pub(crate) struct Stretch {
     map: Arc<dyn Map>,
     /// Offset behind the last accepted frame.
     pub(crate) end: u64,
-    /// LSN of the last accepted frame; the one before `first_lsn` if there is none.
+    /// LSN of the last accepted frame up to its end.
     pub(crate) last_lsn: Lsn,
     /// Whether a later segment took over at or before this one's first frame, so that nothing in it counts.
     pub(crate) is_void: bool,
@@ -125,8 +125,21 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
             expected: "an epoch of its own".into(),
         });
     }
-    let first = active.first().ok_or(Error::Missing)?.header;
     let epoch_max = active.iter().chain(&free).map(|segment| segment.header.epoch).max().unwrap_or_default();
+    // A segment ends where the earliest of its successors begins: one that went on at an LSN voids everything at and
+    // after it in older segments.
+    let limits: Vec<Option<Lsn>> = (0..active.len())
+        .map(|index| active[index + 1..].iter().map(|later| later.header.first_lsn).min())
+        .collect();
+    // Void ones say nothing about where the log begins: those before them may have been retired already. The last is
+    // never void.
+    let is_void = |header: &Header, limit: Option<Lsn>| limit.is_some_and(|limit| limit <= header.first_lsn);
+    let first = active
+        .iter()
+        .zip(&limits)
+        .find(|(segment, limit)| !is_void(&segment.header, **limit))
+        .map(|(segment, _)| segment.header)
+        .ok_or(Error::Missing)?;
     let mut scan = Scan {
         stretches: Vec::new(),
         free,
@@ -137,17 +150,13 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
         tail: Tail::Clean,
     };
     let mut end_lsn = first.first_lsn.previous();
-    // A segment ends where the earliest of its successors begins: one that went on at an LSN voids everything at and
-    // after it in older segments.
-    let limits: Vec<Option<Lsn>> = (0..active.len())
-        .map(|index| active[index + 1..].iter().map(|later| later.header.first_lsn).min())
-        .collect();
     for (segment, limit) in active.into_iter().zip(limits) {
         let header = segment.header;
         let map = segment.file.map().doing("map", header.segment)?;
-        if limit.is_some_and(|limit| limit <= header.first_lsn) {
-            let last_lsn = header.first_lsn.previous();
-            scan.stretches.push(Stretch { segment, map, end: HEADER_AREA_BYTES, last_lsn, is_void: true });
+        if is_void(&header, limit) {
+            // Nothing in it keeps it from being retired, so its last position is its predecessor's.
+            let stretch = Stretch { segment, map, end: HEADER_AREA_BYTES, last_lsn: end_lsn, is_void: true };
+            scan.stretches.push(stretch);
             continue;
         }
         if (header.first_lsn, header.link) != (end_lsn.next(), scan.link) {
@@ -174,8 +183,13 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
                 });
             }
             Some(limit) => scan.known_synced = scan.known_synced.max(limit.previous()),
-            None if closed => scan.tail = Tail::Closed,
-            None => scan.tail = walk.judge_tail(end_lsn.next())?,
+            // A log that was closed may have been opened again, and what came then been damaged or torn.
+            None => {
+                scan.tail = match walk.judge_tail(end_lsn.next())? {
+                    Tail::Clean if closed => Tail::Closed,
+                    tail => tail,
+                }
+            }
         }
         scan.stretches.push(Stretch { segment, map, end, last_lsn: end_lsn, is_void: false });
     }
@@ -198,7 +212,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(file: &'a dyn File, header: &crate::format::Header, limit: Option<Lsn>) -> Self {
+    fn new(file: &'a dyn File, header: &Header, limit: Option<Lsn>) -> Self {
         Self {
             file,
             segment: header.segment,
@@ -385,7 +399,7 @@ impl Scan {
     }
 }
 
-/// Iterator over accepted frames; from [`Scan::frames`].
+/// Iterator over accepted frames; from [`Scan::frames`]. Ends after an error.
 pub struct Frames<'a> {
     stretches: std::vec::IntoIter<&'a Stretch>,
     current: Option<Region<'a>>,
@@ -394,15 +408,18 @@ pub struct Frames<'a> {
 /// The accepted part of one segment, read through the map at once.
 struct Region<'a> {
     segment: SegmentId,
+    epoch: Epoch,
+    next_lsn: Lsn,
     bytes: Cow<'a, [u8]>,
     at: usize,
 }
 
 impl<'a> Frames<'a> {
     fn read(stretch: &'a Stretch) -> Result<Region<'a>, Error> {
-        let segment = stretch.segment.id();
+        let Header { segment, epoch, first_lsn, .. } = stretch.segment.header;
         let range = HEADER_AREA_BYTES as usize..stretch.end as usize;
-        Ok(Region { segment, bytes: stretch.map.read(range).doing("read", segment)?, at: 0 })
+        let bytes = stretch.map.read(range).doing("read", segment)?;
+        Ok(Region { segment, epoch, next_lsn: first_lsn, bytes, at: 0 })
     }
 }
 
@@ -411,13 +428,21 @@ impl<'a> Iterator for Frames<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(region) = self.current.as_mut().filter(|region| region.at < region.bytes.len()) {
-                return Some(region.next_frame());
-            }
-            match Self::read(self.stretches.next()?) {
-                Ok(region) => self.current = Some(region),
-                Err(error) => return Some(Err(error)),
-            }
+            let error = match self.current.as_mut().filter(|region| region.at < region.bytes.len()) {
+                Some(region) => match region.next_frame() {
+                    Ok(frame) => return Some(Ok(frame)),
+                    Err(error) => error,
+                },
+                None => match Self::read(self.stretches.next()?) {
+                    Ok(region) => {
+                        self.current = Some(region);
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+            };
+            (self.current, self.stretches) = (None, Vec::new().into_iter());
+            return Some(Err(error));
         }
     }
 }
@@ -426,15 +451,22 @@ impl<'a> Region<'a> {
     fn next_frame(&mut self) -> Result<Frame<'a>, Error> {
         let rest = &self.bytes[self.at..];
         let offset = HEADER_AREA_BYTES + self.at as u64;
-        // The scan accepted these bytes; that they no longer parse means that somebody has changed them since.
+        // The scan accepted these bytes. That they are others now means that a writer has recycled the segment since,
+        // or that the cache has forgotten what it could not write back.
         let header = rest
             .first_chunk()
             .and_then(FrameHeader::decode)
+            .filter(|header| (header.epoch, header.lsn) == (self.epoch, self.next_lsn))
             .filter(|header| header.frame_bytes() <= rest.len() as u64)
+            .filter(|header| {
+                let frame = &rest[..header.frame_bytes() as usize];
+                checksum_found(frame) == checksum_expected(frame)
+            })
             .ok_or_else(|| io::Error::other("the segment changed while it was being read"))
             .doing("read", self.segment)?;
         let payload = self.at + FRAME_HEADER_BYTES..self.at + FRAME_HEADER_BYTES + header.length as usize;
         self.at += header.frame_bytes() as usize;
+        self.next_lsn = self.next_lsn.next();
         let payload = match &self.bytes {
             Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[payload]),
             Cow::Owned(bytes) => Cow::Owned(bytes[payload].to_vec()),

@@ -9,8 +9,12 @@ use std::sync::Arc;
 use atomtree_vfs::{Access, Dir, File};
 
 use crate::error::{Doing, Error};
-use crate::format::{HEADER_AREA_BYTES, HEADER_BYTES, Header, HeaderSector, LogId, State};
+use crate::format::{HEADER_BYTES, Header, HeaderSector, LogId, State};
+use crate::log::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::lsn::{Epoch, Lsn, SegmentId};
+
+/// No log gets this far, and a header that claims it would leave no number for the next use.
+const EPOCH_MAX: Epoch = Epoch(u64::MAX / 2);
 
 /// Zeros are written in pieces of this size.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -34,7 +38,7 @@ impl Segment {
         self.header.segment
     }
 
-    /// Makes a segment, free, with every block written. Replaces a file whose creation was cut short.
+    /// Makes a segment, free, with every block written. Replaces what stands at the name only if that `is_unfinished`.
     ///
     /// # Durability
     /// The segment and its name are durable when this returns.
@@ -43,11 +47,15 @@ impl Segment {
         log: LogId,
         id: SegmentId,
         segment_bytes: u64,
+        is_unfinished: bool,
     ) -> Result<Self, Error> {
         let name = id.file_name();
+        if SegmentId::from_file_name(&name) != Some(id) {
+            return Err(io::ErrorKind::InvalidInput.into()).doing("name", id);
+        }
         let name = OsStr::new(&name);
         let file = match dir.create_file(name, 0o600) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_unfinished => {
                 dir.remove_file(name).doing("remove the unfinished", id)?;
                 dir.create_file(name, 0o600).doing("create", id)?
             }
@@ -81,11 +89,11 @@ impl Segment {
         let name = id.file_name();
         let file = dir.open_file(OsStr::new(&name), access).doing("open", id)?;
         let length = file.metadata().doing("read the metadata of", id)?.size;
-        if length < HEADER_AREA_BYTES {
-            return Ok(Opened::Unfinished);
-        }
+        // What is past the end reads as zeros here, so that a header that is still there counts, however short the
+        // file has become.
         let mut sector = [0; HEADER_BYTES];
-        file.read_exact_at(&mut sector, 0).doing("read the header of", id)?;
+        let present = length.min(HEADER_BYTES as u64) as usize;
+        file.read_exact_at(&mut sector[..present], 0).doing("read the header of", id)?;
         let corrupt = |found: String, expected: String| Error::Corrupt {
             segment: id,
             offset: 0,
@@ -95,6 +103,9 @@ impl Segment {
         };
         let header = match Header::decode(&sector) {
             HeaderSector::Header(header) => header,
+            HeaderSector::Blank if Self::has_frames(&*file, length).doing("read", id)? => {
+                return Err(corrupt("zeros, and something behind them".into(), "a header".into()));
+            }
             HeaderSector::Blank => return Ok(Opened::Unfinished),
             HeaderSector::Version(found) => return Err(Error::FormatVersion { segment: id, found }),
             // A sector is written whole or not at all, so a damaged one is never our own torn write.
@@ -130,7 +141,22 @@ impl Segment {
                 expected: format!("{} bytes", header.segment_bytes),
             });
         }
+        let is_possible_length = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&length);
+        if !is_possible_length || header.epoch > EPOCH_MAX {
+            return Err(corrupt(
+                format!("{length} bytes and epoch {}", header.epoch),
+                format!("{SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX} bytes and a smaller epoch"),
+            ));
+        }
         Ok(Opened::Segment(Self { file, header }))
+    }
+
+    /// Whether anything stands where a new file's zeros would: then its header was there, too. The first frame of a
+    /// use lies within what is looked at.
+    fn has_frames(file: &dyn File, length: u64) -> io::Result<bool> {
+        let mut bytes = vec![0; length.min(SEGMENT_BYTES_MIN) as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes.iter().any(|&byte| byte != 0))
     }
 
     /// Writes a new header. Not durable until the file is synced.

@@ -316,7 +316,8 @@ impl State {
     pub(super) fn sync_everything(&mut self) {
         let ids: Vec<Id> = self.inodes.keys().copied().collect();
         for id in ids {
-            let inode = self.inode(id);
+            // Where a file's sync keeps names, it may have been the last thing that a removed inode waited for.
+            let Some(inode) = self.inodes.get(&id) else { continue };
             if inode.data_dirty() || inode.attributes_dirty || inode.cached != inode.durable {
                 self.sync_file(id, true);
             }

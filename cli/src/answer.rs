@@ -1,0 +1,226 @@
+//! What the program answers: JSON for machines, a line for people, and the exit status for both.
+//!
+//! The order of the fields is part of the contract, and serde writes them in the order they are declared in. A field
+//! that may be missing is left out, never null.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use atomtree::{Displaced, Error, ErrorKind};
+use serde::Serialize;
+
+use crate::arguments::Common;
+use crate::path::JsonPath;
+use crate::text::printable;
+
+/// Why something was not done.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: ErrorKind,
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, path: None, message: message.into() }
+    }
+
+    pub(crate) fn at(kind: ErrorKind, path: impl Into<PathBuf>, message: impl Into<String>) -> Self {
+        Self { kind, path: Some(path.into()), message: message.into() }
+    }
+
+    /// That something outside the store could not be read or written.
+    pub(crate) fn of_io(what: &str, error: &io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::PermissionDenied => ErrorKind::Permission,
+            io::ErrorKind::IsADirectory => ErrorKind::IsADirectory,
+            io::ErrorKind::NotADirectory => ErrorKind::NotADirectory,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, format!("could not {what}: {error}"))
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            kind: error.kind(),
+            path: error.path().map(std::path::Path::to_owned),
+            message: error.to_string(),
+        }
+    }
+}
+
+/// The exit status of an error.
+pub(crate) fn exit_status(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Locked => 3,
+        ErrorKind::Corrupt | ErrorKind::Poisoned => 4,
+        ErrorKind::CommittedNotApplied => 5,
+        ErrorKind::OutcomeUnknown => 6,
+        _ => 1,
+    }
+}
+
+/// Which document an answer is for.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Asked {
+    /// The one that calls itself so.
+    Id(String),
+    /// The one on this line, counted from 1: it has no `id`, or could not be read.
+    Line(u64),
+}
+
+/// A transaction that was carried out.
+#[derive(Serialize)]
+pub(crate) struct Done {
+    #[serde(flatten)]
+    pub(crate) asked: Asked,
+    ok: bool,
+    pub(crate) tx: u64,
+    pub(crate) files: usize,
+    pub(crate) ms: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) displaced: Vec<Kept>,
+}
+
+/// Content of another program that had to give way.
+#[derive(Serialize)]
+pub(crate) struct Kept {
+    pub(crate) path: JsonPath,
+    pub(crate) kept: String,
+}
+
+impl Kept {
+    pub(crate) fn all(displaced: &[Displaced]) -> Vec<Self> {
+        let kept =
+            |one: &Displaced| Self { path: JsonPath::from(one.path.as_path()), kept: one.kept.clone() };
+        displaced.iter().map(kept).collect()
+    }
+}
+
+impl Done {
+    pub(crate) fn new(asked: Asked, receipt: &atomtree::Receipt, took: std::time::Duration) -> Self {
+        // Two decimals: ten microseconds are less than any sync takes.
+        let ms = (took.as_secs_f64() * 100_000.0).round() / 100.0;
+        let displaced = Kept::all(receipt.displaced());
+        Self { asked, ok: true, tx: receipt.tx().0, files: receipt.files(), ms, displaced }
+    }
+}
+
+#[derive(Serialize)]
+struct Refusal<'a> {
+    #[serde(flatten)]
+    asked: Option<&'a Asked>,
+    ok: bool,
+    error: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<JsonPath>,
+    message: &'a str,
+}
+
+/// The line that answers a document, and the exit status that goes with it.
+pub(crate) fn answer(asked: &Asked, result: &Result<Done, Failure>) -> (String, u8) {
+    match result {
+        Ok(done) => (json(done), 0),
+        Err(failure) => (refusal(Some(asked), failure), exit_status(failure.kind)),
+    }
+}
+
+fn refusal(asked: Option<&Asked>, failure: &Failure) -> String {
+    json(&Refusal {
+        asked,
+        ok: false,
+        error: failure.kind.code(),
+        path: failure.path.as_deref().map(JsonPath::from),
+        message: &failure.message,
+    })
+}
+
+/// One line of JSON.
+pub(crate) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("answers hold only what JSON can say")
+}
+
+/// Says why a command failed, and returns its exit status.
+pub(crate) fn report(common: &Common, failure: &Failure) -> u8 {
+    let status = exit_status(failure.kind);
+    if common.json {
+        return print(&refusal(None, failure)).map_or(1, |()| status);
+    }
+    complain(&failure.message);
+    status
+}
+
+/// Says something on standard error. That it could not be said can't be said either.
+pub(crate) fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "atomtree: {}", printable(message));
+}
+
+/// Prints `text` and a line's end.
+///
+/// # Errors
+/// Whoever reads it may have left: that is no failure of what was done, and not worth a word.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(format!("{text}\n").as_bytes()).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::of_io("write to standard output", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_error_has_the_exit_status_of_the_contract() {
+        for (kind, status) in [
+            (ErrorKind::Locked, 3),
+            (ErrorKind::Corrupt, 4),
+            (ErrorKind::Poisoned, 4),
+            (ErrorKind::CommittedNotApplied, 5),
+            (ErrorKind::OutcomeUnknown, 6),
+            (ErrorKind::Conflict, 1),
+            (ErrorKind::NoSpace, 1),
+            (ErrorKind::Io, 1),
+        ] {
+            assert_eq!(exit_status(kind), status, "{}", kind.code());
+        }
+    }
+
+    #[test]
+    fn answers_are_spelled_as_in_the_contract() {
+        let id = Asked::Id("t1".into());
+        let mut done =
+            Done { asked: id.clone(), ok: true, tx: 12, files: 3, ms: 0.41, displaced: Vec::new() };
+        assert_eq!(json(&done), r#"{"id":"t1","ok":true,"tx":12,"files":3,"ms":0.41}"#);
+        done.displaced.push(Kept { path: JsonPath::from_bytes(b"\xff"), kept: "quarantine/1".into() });
+        assert_eq!(
+            json(&done),
+            r#"{"id":"t1","ok":true,"tx":12,"files":3,"ms":0.41,"displaced":[{"path":{"base64":"/w=="},"kept":"quarantine/1"}]}"#
+        );
+        let failure = Failure::at(ErrorKind::Conflict, "schema.sql", "why");
+        assert_eq!(
+            answer(&id, &Err(failure)).0,
+            r#"{"id":"t1","ok":false,"error":"conflict","path":"schema.sql","message":"why"}"#
+        );
+        let failure = Failure::new(ErrorKind::InvalidInput, "why");
+        let (line, status) = answer(&Asked::Line(2), &Err(failure));
+        assert_eq!(
+            (line.as_str(), status),
+            (r#"{"line":2,"ok":false,"error":"invalid_input","message":"why"}"#, 1)
+        );
+        assert_eq!(
+            refusal(None, &Failure::new(ErrorKind::Locked, "why")),
+            r#"{"ok":false,"error":"locked","message":"why"}"#
+        );
+    }
+}
