@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::apply::{Applier, Parents};
-use atomtree_recovery::log_records::{append_checkpoint, append_closing};
+use atomtree_recovery::log_records::append_checkpoint;
 use atomtree_recovery::manifest::{self, Summary};
 use atomtree_recovery::plan::{Checkpoint, TransactionId};
 use atomtree_recovery::sweep::discard_original;
@@ -37,6 +37,13 @@ pub(crate) struct Unsettled {
     is_stopping: bool,
     last_duration: Duration,
     last_end: Option<Instant>,
+}
+
+/// How a checkpoint ended that did not fail.
+enum Progress {
+    Settled,
+    /// There was no space for the manifest, and nothing was given up: it can be tried again.
+    PutOff(Error),
 }
 
 impl Engine {
@@ -86,7 +93,8 @@ impl Engine {
     /// Settles everything that has been applied.
     ///
     /// # Errors
-    /// The store is poisoned, because what the disk holds is unknown; the log still has everything.
+    /// `no_space` if there was none for the manifest: then it can be tried again. After any other the store is
+    /// poisoned, because what the disk holds is unknown; the log still has everything.
     pub(crate) fn checkpoint(&self) -> Result<(), Error> {
         self.settle(false)
     }
@@ -101,26 +109,56 @@ impl Engine {
             std::mem::take(&mut unsettled.transactions)
         };
         let start = Instant::now();
-        let result =
-            if transactions.is_empty() && !even_if_empty { Ok(()) } else { self.settle_these(&transactions) };
+        let result = if transactions.is_empty() && !even_if_empty {
+            Ok(Progress::Settled)
+        } else {
+            self.settle_these(&transactions)
+        };
         let mut unsettled = self.unsettled.lock();
         unsettled.last_duration = start.elapsed();
         unsettled.last_end = Some(Instant::now());
-        drop(unsettled);
-        if let Err(error) = &result {
-            self.poison(&format!("a checkpoint failed: {error}"));
+        match result {
+            Ok(Progress::Settled) => Ok(()),
+            Ok(Progress::PutOff(error)) => {
+                unsettled.transactions.splice(0..0, transactions);
+                unsettled.since.get_or_insert_with(Instant::now);
+                Err(error)
+            }
+            Err(error) => {
+                drop(unsettled);
+                self.poison(&format!("a checkpoint failed: {error}"));
+                Err(error)
+            }
         }
-        result
     }
 
-    fn settle_these(&self, transactions: &[Committed<'_>]) -> Result<(), Error> {
+    /// Writes the manifest of these transactions, from the ballast if need be.
+    fn write_manifest(&self, transactions: &[Committed<'_>]) -> Result<(), Error> {
+        if transactions.is_empty() {
+            return Ok(());
+        }
+        let summaries: Vec<Summary> = transactions.iter().map(Summary::of).collect();
+        let write = || manifest::write(&*self.places.history, &summaries).map_err(Error::from);
+        match write() {
+            Err(error)
+                if error.kind() == ErrorKind::NoSpace
+                    && self.ballast.release().doing("release", ".atomtree/ballast")? =>
+            {
+                write()
+            }
+            result => result,
+        }
+    }
+
+    fn settle_these(&self, transactions: &[Committed<'_>]) -> Result<Progress, Error> {
         let places = &self.places;
         // Targets, originals and all their directories. The descriptor is as old as the store's opening, so that no
         // write-back error of ours has been reported elsewhere.
         places.root.sync_filesystem().doing("sync the file system of", "the root")?;
-        let summaries: Vec<Summary> = transactions.iter().map(Summary::of).collect();
-        if !summaries.is_empty() {
-            manifest::write(&*places.history, &summaries)?;
+        match self.write_manifest(transactions) {
+            // Nothing has been given up yet, and each attempt writes a file of its own.
+            Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Progress::PutOff(error)),
+            result => result?,
         }
         let (watermark, lsn) = {
             let mut commits = self.commits.lock();
@@ -148,7 +186,7 @@ impl Engine {
             let keep_from = last.begin.tx.0.saturating_sub(self.options.history_transactions_max);
             manifest::prune(&*places.history, TransactionId(keep_from))?;
         }
-        Ok(())
+        Ok(Progress::Settled)
     }
 
     fn discard_originals(&self, transactions: &[Committed<'_>]) -> Result<(), Error> {
@@ -196,14 +234,14 @@ impl Engine {
             let mut commits = self.commits.lock();
             self.check_health()?;
             if self.unsettled.lock().transactions.is_empty() {
-                self.append_closing_record(&mut commits)?;
+                self.close_settled_log(&mut commits)?;
                 self.note_closed();
                 return Ok(());
             }
         }
     }
 
-    fn append_closing_record(&self, commits: &mut CommitState) -> Result<(), Error> {
+    fn close_settled_log(&self, commits: &mut CommitState) -> Result<(), Error> {
         if commits.is_closed {
             return Ok(());
         }
@@ -216,10 +254,11 @@ impl Engine {
             }
         }
         let record = Checkpoint { watermark: commits.log.next_lsn().previous().0, next_tx: commits.next_tx };
-        let lsn = append_closing(&mut commits.log, record).map_err(log)?;
+        let lsn = append_checkpoint(&mut commits.log, record).map_err(log)?;
         commits.log.sync().map_err(log)?;
-        commits.is_closed = true;
         commits.log.retire(lsn).map_err(log)?;
+        commits.log.close().map_err(log)?;
+        commits.is_closed = true;
         Ok(())
     }
 
@@ -270,6 +309,7 @@ fn due_at(engine: &Engine, unsettled: &Unsettled) -> Option<Instant> {
     }
     let since = unsettled.since?;
     let pause = unsettled.last_end.map(|end| end + unsettled.last_duration * PAUSE_FACTOR);
-    let due = since + engine.options.settle_after;
+    // A time too far away to be told is never.
+    let due = since.checked_add(engine.options.settle_after)?;
     Some(pause.map_or(due, |pause| due.max(pause)))
 }

@@ -125,7 +125,7 @@ impl Engine {
     // Before the commit lock: plan and stage.
 
     fn prepare(&self, transaction: Transaction) -> Result<Prepared, Error> {
-        let Transaction { begun, label, agent, names, .. } = transaction;
+        let Transaction { begun, label, agent, names, mut parents, .. } = transaction;
         let now = self.places.vfs.now();
         let mut prepared = Prepared {
             label,
@@ -146,6 +146,18 @@ impl Engine {
             if is_used && is_late(&name.original) {
                 let reason = "it was changed by someone else after the transaction had begun";
                 return Err(Error::conflict(path.as_path(), reason));
+            }
+            let is_changed = match &name.now {
+                Now::Original => false,
+                Now::Absent => name.original.is_some(),
+                Now::File(_) | Now::Dir(_) => true,
+            };
+            // In a directory that this transaction makes, everything is permitted.
+            if is_changed && name.parent != 0 {
+                parents
+                    .of(&path)
+                    .and_then(|parent| parent.dir.check_changeable(path.name()))
+                    .on("change", path.as_path())?;
             }
             let after = match name.now {
                 Now::Original => {
@@ -389,6 +401,10 @@ impl Engine {
                 && let Some(fresh) =
                     self.check_name(parents, &change.path, change.parent, change.before.as_ref())?
             {
+                if change.before.as_ref().is_some_and(|before| fresh.links > before.links) {
+                    let reason = "it was given another hard link since the transaction looked";
+                    return Err(Error::conflict(change.path.as_path(), reason));
+                }
                 change.before = Some(fresh);
             }
             if let (After::File { inode, .. }, Some(slot)) = (&change.after, &change.slot) {

@@ -75,7 +75,7 @@ pub(crate) struct CommitState {
     pub(crate) next_tx: TransactionId,
     /// Everything up to here is settled.
     pub(crate) settled: Lsn,
-    /// Whether the log's last record says that it was closed.
+    /// Whether the log says that it is closed.
     pub(crate) is_closed: bool,
 }
 
@@ -105,6 +105,7 @@ impl Store {
     pub(crate) fn open_with(root: &Path, options: Options) -> Result<Self, Error> {
         let vfs = options.vfs.clone();
         let root = vfs.open_root(root).on("open", root)?;
+        check_confinement(&*root)?;
         let warnings = check_file_system(&*root, &options)?;
         if let Err(error) = root.metadata(OsStr::new(STORE_DIR)) {
             if error.kind() != io::ErrorKind::NotFound {
@@ -179,7 +180,8 @@ impl Store {
     /// it.
     ///
     /// # Errors
-    /// Any means that the store is poisoned; the log still has everything.
+    /// `no_space`, after which it can be tried again. Any other means that the store is poisoned; the log still has
+    /// everything.
     pub fn checkpoint(&self) -> Result<(), Error> {
         self.shared.engine.checkpoint()
     }
@@ -321,6 +323,21 @@ fn recovery_free_sweep(
     Ok(())
 }
 
+/// Everything is resolved by `openat2`. Old kernels lack it, and old container runtimes refuse it.
+fn check_confinement(root: &dyn Dir) -> Result<(), Error> {
+    match root.open_dir(Path::new("")) {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) =>
+        {
+            let reason = format!(
+                "the system call openat2, which keeps every path inside the root, is refused here ({error}); use Linux 5.6 or later, and in a container a runtime whose seccomp filter knows it"
+            );
+            Err(Error::invalid(ErrorKind::Unsupported, reason))
+        }
+        result => result.map(drop).on("open", "."),
+    }
+}
+
 fn check_file_system(root: &dyn Dir, options: &Options) -> Result<Vec<String>, Error> {
     let file_system = root.file_system().on("describe the file system of", ".")?;
     if file_system.remote && !options.allow_remote {
@@ -338,6 +355,12 @@ fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     let vfs = &options.vfs;
     let new = Path::new(STORE_DIR_NEW);
     let dir = make_private_dir(&**root, STORE_DIR_NEW)?;
+    // Someone else's directory, in a place that others can write to, would let its owner in later.
+    let owner = dir.own_metadata().on("look at", new)?.uid;
+    if owner != vfs.identity().on("read the identity of", "this process")?.uid {
+        let reason = format!("it belongs to user {owner}, who may have planted it; remove it");
+        return Err(Error::refused(ErrorKind::Permission, new, reason));
+    }
     let open_lock = || match dir.create_file(OsStr::new(LOCK_FILE), 0o600) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             dir.open_file(OsStr::new(LOCK_FILE), Access::ReadWrite)

@@ -47,7 +47,7 @@ pub struct Transaction {
     pub(crate) names: BTreeMap<TreePath, Name>,
     symlinks: Symlinks,
     hard_links: HardLinks,
-    parents: Parents,
+    pub(crate) parents: Parents,
     /// By directory, whether it exists or not.
     defaults: HashMap<PathBuf, Arc<Defaults>>,
 }
@@ -316,7 +316,7 @@ impl Transaction {
     /// # Errors
     /// `not_found` if nothing stands at `from`, `is_a_directory` if either is one; else as for [`Transaction::write`].
     pub fn rename(&mut self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), Error> {
-        let from = self.touch_file(from.as_ref(), Purpose::Remove)?;
+        let from = self.touch_file(from.as_ref(), Purpose::Move)?;
         self.check_file(&from)?;
         let to = self.touch_file(to.as_ref(), Purpose::Replace)?;
         if from == to {
@@ -514,7 +514,7 @@ impl Transaction {
         else {
             return Ok(None);
         };
-        if self.symlinks == Symlinks::Refuse || purpose == Purpose::Remove {
+        if self.symlinks == Symlinks::Refuse || matches!(purpose, Purpose::Remove | Purpose::Move) {
             let reason =
                 "it is a symlink; name the file that it leads to, or say that symlinks are to be followed";
             return Err(Error::refused(ErrorKind::Unsupported, path.as_path(), reason));
@@ -545,7 +545,7 @@ impl Transaction {
                 Kind::File
                     if original.links > 1
                         && hard_links == HardLinks::Refuse
-                        && purpose == Purpose::Replace =>
+                        && matches!(purpose, Purpose::Replace | Purpose::Move) =>
                 {
                     let reason = format!(
                         "it has {} hard links, and replacing it would part it from the others; say that hard links are to be broken",
@@ -718,6 +718,8 @@ enum Purpose {
     Read,
     Replace,
     Remove,
+    /// The content goes on under another name, in another inode.
+    Move,
 }
 
 fn check_mode(path: &Path, mode: Option<u32>) -> Result<(), Error> {

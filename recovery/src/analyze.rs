@@ -166,6 +166,16 @@ pub fn analyze(scan: &Scan) -> Result<Analysis<'_>, Error> {
         }
     }
     void_runs.extend(run.map(|(lsn, _)| lsn));
+    // Segments are freed only below a watermark that is durable in a later one by then.
+    if scan.first_lsn() > analysis.watermark.next() {
+        return Err(Error::Sequence {
+            lsn: scan.first_lsn(),
+            reason: format!(
+                "it begins there, and the records from lsn {} on are not settled; a segment has been removed",
+                analysis.watermark.next()
+            ),
+        });
+    }
     analysis.voided = void_runs.iter().filter(|lsn| **lsn > analysis.watermark).count() as u64;
     analysis.applied = analysis.applied.max(analysis.watermark);
     Ok(analysis)

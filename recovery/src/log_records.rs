@@ -21,11 +21,6 @@ pub fn append_checkpoint(log: &mut Log, checkpoint: Checkpoint) -> Result<Lsn, E
     with_records(&[checkpoint.payload()], |records| log.append_reserved(records))
 }
 
-/// Appends a checkpoint that says that the log is being closed. Not durable yet.
-pub fn append_closing(log: &mut Log, checkpoint: Checkpoint) -> Result<Lsn, Error> {
-    with_records(&[checkpoint.payload()], |records| log.append_closing(records[0]))
-}
-
 /// Appends a note that commits have been applied. It need not become durable: without it, recovery finds out.
 pub fn append_applied(log: &mut Log, applied: Applied) -> Result<Lsn, Error> {
     with_records(&[applied.payload()], |records| log.append(records))

@@ -67,10 +67,11 @@ impl Places {
 
     /// The parts of the store whose directory is `store`, wherever it stands.
     pub fn of_store(vfs: Arc<dyn Vfs>, root: Arc<dyn Dir>, store: Arc<dyn Dir>) -> Result<Self, Error> {
-        let part = |name: &str| {
-            store
-                .open_dir(Path::new(name))
-                .doing("open the store's directory", &format!("{STORE_DIR}/{name}"))
+        let part = |name: &str| match store.open_dir(Path::new(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::StoreFile { reason: format!("the directory {name} beside it is missing") })
+            }
+            result => result.doing("open the store's directory", &format!("{STORE_DIR}/{name}")),
         };
         let [wal, stage, history, images, quarantine] = STORE_PARTS;
         Ok(Self {
@@ -101,7 +102,12 @@ impl Places {
             check_closed(&path, metadata.mode, "0700")?;
         }
         let path = format!("{STORE_DIR}/{STORE_FILE}");
-        let metadata = self.store.metadata(OsStr::new(STORE_FILE)).doing("read the metadata of", &path)?;
+        let metadata = match self.store.metadata(OsStr::new(STORE_FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::StoreFile { reason: "it is missing".into() });
+            }
+            result => result.doing("read the metadata of", &path)?,
+        };
         check_owner(&path, metadata.uid, owner)?;
         check_closed(&path, metadata.mode, "0600")?;
         if metadata.kind != Kind::File || metadata.links != 1 {
@@ -167,7 +173,14 @@ impl StoreFile {
     pub fn read(dir: &dyn Dir) -> Result<(Self, bool), Error> {
         let path = format!("{STORE_DIR}/{STORE_FILE}");
         let file = dir.open_file(OsStr::new(STORE_FILE), Access::Read).doing("open", &path)?;
-        let bytes = file.read_all(STORE_FILE_BYTES_MAX).doing("read", &path)?;
+        let bytes = match file.read_all(STORE_FILE_BYTES_MAX) {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Err(Error::StoreFile {
+                    reason: format!("it is longer than {STORE_FILE_BYTES_MAX} bytes"),
+                });
+            }
+            result => result.doing("read", &path)?,
+        };
         let text =
             String::from_utf8(bytes).map_err(|_| Error::StoreFile { reason: "it is not text".into() })?;
         let this = Self::from_text(&text)?;

@@ -263,7 +263,12 @@ pub enum Crash {
     Kill,
     /// The power is cut, with this seed.
     Cut(u64),
+    /// The power is cut where there are few ways, and this is the way it goes.
+    Way(u64),
 }
+
+/// Up to this many ways of a power cut are all tried.
+const WAYS_MAX: u64 = 24;
 
 impl Crash {
     /// The machine afterwards.
@@ -271,6 +276,10 @@ impl Crash {
         match self {
             Self::Kill => machine.kill(),
             Self::Cut(seed) => machine.power_cut(seed),
+            Self::Way(number) => {
+                let ways = machine.power_cut_exhaustive(WAYS_MAX);
+                ways.expect("a way was chosen because there are few").swap_remove(number as usize)
+            }
         }
     }
 }
@@ -300,6 +309,7 @@ impl fmt::Display for Case {
         self.crashes.iter().try_for_each(|(operation, crash)| match crash {
             Crash::Kill => write!(formatter, "/{operation}k"),
             Crash::Cut(seed) => write!(formatter, "/{operation}c{seed}"),
+            Crash::Way(way) => write!(formatter, "/{operation}w{way}"),
         })
     }
 }
@@ -314,6 +324,9 @@ impl FromStr for Case {
         let crashes = parts.map(|part| {
             if let Some(operation) = part.strip_suffix('k') {
                 return Ok((number(operation)?, Crash::Kill));
+            }
+            if let Some((operation, way)) = part.split_once('w') {
+                return Ok((number(operation)?, Crash::Way(number(way)?)));
             }
             let (operation, seed) = part.split_once('c').ok_or_else(|| format!("{part:?} is no crash"))?;
             Ok((number(operation)?, Crash::Cut(number(seed)?)))
@@ -486,7 +499,7 @@ fn reopen(machine: &Sim, settings: &Settings, tree: &Tree, random: &mut Random) 
 /// How much of what there is to explore is explored.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Power cuts at each moment of the history, besides the kill; doubled where few writes are open.
+    /// Power cuts at each moment of the history, besides the kill, unless there are few enough to try all.
     pub cuts: u64,
     /// Of 1000 crashed machines, how many have their recovery crashed at every operation.
     pub nested_per_mille: u64,
@@ -521,12 +534,20 @@ fn explore_moment(
     let cuts = if depth == 0 { effort.cuts } else { 1 };
     let mut random = Random::new(history.seed ^ moment.operation << 20 ^ (depth as u64) << 50);
     for (operation, crash) in &case.crashes {
-        let salt = if let Crash::Cut(seed) = crash { *seed } else { 7 };
+        let salt = match crash {
+            Crash::Kill => 7,
+            Crash::Cut(number) | Crash::Way(number) => *number,
+        };
         random = Random::new(random.next() ^ operation << 8 ^ salt);
     }
     let mut visited = 0;
     let mut crashes = vec![Crash::Kill];
-    crashes.extend((0..cuts).map(|_| Crash::Cut(random.below(1 << 32))));
+    // Where little is unsynced, chance would only repeat itself.
+    let ways = if depth == 0 { moment.machine.power_cut_exhaustive(WAYS_MAX) } else { None };
+    match ways {
+        Some(ways) => crashes.extend((0..ways.len() as u64).map(Crash::Way)),
+        None => crashes.extend((0..cuts).map(|_| Crash::Cut(random.below(1 << 32)))),
+    }
     for crash in crashes {
         let per_mille = [effort.nested_per_mille, effort.nested_again_per_mille, 0][depth];
         let nested = random.below(1000) < per_mille;

@@ -368,6 +368,11 @@ impl Scenario {
             // A cut can take the names of an inode that nobody synced a name of.
             synced = false;
         }
+        if self.kind == Kind::OldDescriptor && self.crash.is_none() {
+            // What has become of an original shows when it is compared for the last time.
+            let store = outcome.store.as_ref().expect("nothing crashed");
+            store.checkpoint().map_err(|error| format!("no checkpoint: {error}"))?;
+        }
         let promised = synced || !cut;
         self.check(&last, &outcome.allowed, promised)?;
         let in_place = self.is_in_place(&last);
@@ -383,15 +388,13 @@ impl Scenario {
         }
         // A clean close, or a crash and another recovery, change nothing.
         let store = outcome.store.take().expect("it was opened");
-        let after = match random.below(3) {
-            0 => {
-                store.close().map_err(|error| format!("it did not close: {error}"))?;
-                last.power_cut(random.next())
-            }
-            1 => last.kill(),
-            _ if self.crash.is_some() => last.power_cut(random.next()),
-            _ => last.kill(),
-        };
+        let way = random.below(3);
+        if way == 0 {
+            store.close().map_err(|error| format!("it did not close: {error}"))?;
+        }
+        let cut = way == 0 || way == 1 && self.crash.is_some();
+        let after = if cut { last.power_cut(random.next()) } else { last.kill() };
+        let promised = promised && (synced || !cut);
         let again = open(Arc::new(after.clone()), &self.settings)
             .map_err(|error| format!("the second open failed: {error}"))?;
         if self.crash.is_some() && again.recovery().redone != 0 {

@@ -401,6 +401,11 @@ impl Dir for FaultyDir {
         FileSystem []: fn file_system(&self) -> io::Result<FileSystem>;
     }
 
+    /// Not judged: it only foretells what the judged calls would say.
+    fn check_changeable(&self, name: &OsStr) -> io::Result<()> {
+        self.inner.check_changeable(name)
+    }
+
     judged_in_two_dirs! {
         Rename: fn rename;
         RenameOver: fn rename_over;

@@ -258,6 +258,14 @@ pub trait Dir: Any + Send + Sync {
     /// `ENOENT` unless both exist, `EINVAL` or `ENOSYS` where the file system cannot, `EXDEV`, `EBUSY`.
     fn exchange(&self, name: &OsStr, other_dir: &dyn Dir, other: &OsStr) -> io::Result<()>;
 
+    /// Whether this process may put a file at the name, and take away what stands there, as far as that can be told
+    /// without doing it.
+    ///
+    /// # Errors
+    /// Those of the calls that would do it: `EACCES`, `EPERM` (a sticky directory, an immutable or append-only inode),
+    /// `EROFS`.
+    fn check_changeable(&self, name: &OsStr) -> io::Result<()>;
+
     /// Gives a file a second name. `EEXIST`, `EPERM` where links are refused.
     fn link(&self, from: &OsStr, to_dir: &dyn Dir, to: &OsStr) -> io::Result<()>;
 

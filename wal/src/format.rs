@@ -13,16 +13,16 @@
 //! +---------+---------+---------+-----------------------------------------------+
 //! | magic   | version | CRC-32  | id of the log                                 |
 //! +---------+----+----+---------+-----------+-----------+------+----------------+
-//! | segment | state| segment bytes | epoch    | first LSN | link | zeros to 512  |
-//! +---------+------+---------------+----------+-----------+------+---------------+
-//! 32       36     40              48         56          64     68
+//! | segment | state| segment bytes | epoch    | first LSN | link | 0 | closed LSN |
+//! +---------+------+---------------+----------+-----------+------+---+------------+
+//! 32       36     40              48         56          64     68  72
 //!
 //! frame               at a multiple of 8
-//!  0      4    5     6    8      12     16      24    32         40
-//! +------+----+-----+----+------+------+-------+-----+----------+---------+-------+
-//! | CRC  |kind|flags| 0  |length| link | epoch | LSN | synced   | payload | zeros |
-//! |  32  |    |     |    |      |      |       |     |   LSN    |         | to 8  |
-//! +------+----+-----+----+------+------+-------+-----+----------+---------+-------+
+//!  0      4    5          8      12     16      24    32         40
+//! +------+----+----------+------+------+-------+-----+----------+---------+-------+
+//! | CRC  |kind|    0     |length| link | epoch | LSN | synced   | payload | zeros |
+//! |  32  |    |          |      |      |       |     |   LSN    |         | to 8  |
+//! +------+----+----------+------+------+-------+-----+----------+---------+-------+
 //! ```
 //!
 //! The header's CRC covers the sector except itself; a frame's covers everything after itself, padding included. A
@@ -47,8 +47,6 @@ pub const FRAME_ALIGNMENT: usize = 8;
 const MAGIC: [u8; 8] = *b"ATOMTLOG";
 const STATE_FREE: u32 = 1;
 const STATE_ACTIVE: u32 = 2;
-/// The writer closed the log after this frame.
-const FLAG_CLOSED: u8 = 1;
 
 const _: () = assert!(HEADER_BYTES == atomtree_vfs::SECTOR_BYTES);
 const _: () = assert!(HEADER_AREA_BYTES >= HEADER_BYTES as u64);
@@ -87,6 +85,8 @@ pub struct Header {
     pub first_lsn: Lsn,
     /// CRC of the frame before that; 0 for the very first.
     pub link: u32,
+    /// LSN of the frame after which the writer closed the log, and which was durable by then; 0 while it is open.
+    pub closed: Lsn,
 }
 
 /// What the first sector of a segment file turned out to be.
@@ -124,6 +124,7 @@ impl Header {
         sector[48..56].copy_from_slice(&self.epoch.0.to_le_bytes());
         sector[56..64].copy_from_slice(&self.first_lsn.0.to_le_bytes());
         sector[64..68].copy_from_slice(&self.link.to_le_bytes());
+        sector[72..80].copy_from_slice(&self.closed.0.to_le_bytes());
         let checksum = header_checksum(&sector);
         sector[12..16].copy_from_slice(&checksum.to_le_bytes());
         sector
@@ -157,6 +158,7 @@ impl Header {
             epoch: Epoch(u64_at(sector, 48)),
             first_lsn: Lsn(u64_at(sector, 56)),
             link: u32_at(sector, 64),
+            closed: Lsn(u64_at(sector, 72)),
         })
     }
 }
@@ -173,8 +175,6 @@ fn header_checksum(sector: &[u8; HEADER_BYTES]) -> u32 {
 pub struct FrameHeader {
     /// What the payload is; the log does not care.
     pub kind: NonZeroU8,
-    /// Whether the writer closed the log after this frame.
-    pub closed: bool,
     /// Length of the payload.
     pub length: u32,
     /// CRC of the frame before.
@@ -192,7 +192,6 @@ impl FrameHeader {
     pub fn encode<'a>(&self, payload: impl Iterator<Item = &'a [u8]>) -> ([u8; FRAME_HEADER_BYTES], u32) {
         let mut bytes = [0; FRAME_HEADER_BYTES];
         bytes[4] = self.kind.get();
-        bytes[5] = if self.closed { FLAG_CLOSED } else { 0 };
         bytes[8..12].copy_from_slice(&self.length.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.link.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
@@ -211,17 +210,11 @@ impl FrameHeader {
     /// the length has turned out to fit.
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Option<Self> {
         let kind = NonZeroU8::new(bytes[4])?;
-        let closed = match bytes[5] {
-            0 => false,
-            FLAG_CLOSED => true,
-            _ => return None,
-        };
-        if bytes[6..8] != [0, 0] {
+        if bytes[5..8] != [0, 0, 0] {
             return None;
         }
         Some(Self {
             kind,
-            closed,
             length: u32_at(bytes, 8),
             link: u32_at(bytes, 12),
             epoch: Epoch(u64_at(bytes, 16)),
@@ -278,13 +271,13 @@ mod tests {
             epoch: Epoch(7),
             first_lsn: Lsn(1000),
             link: 0xDEAD_BEEF,
+            closed: Lsn(1001),
         }
     }
 
     fn frame(payload: &[u8]) -> Vec<u8> {
         let header = FrameHeader {
             kind: NonZeroU8::new(3).unwrap(),
-            closed: false,
             length: payload.len() as u32,
             link: 0x0102_0304,
             epoch: Epoch(7),
@@ -303,9 +296,9 @@ mod tests {
         let sector = header().encode();
         let mut expected = Vec::new();
         expected.extend(b"ATOMTLOG\x01\0\0\0");
-        expected.extend(0x6e91_e258_u32.to_le_bytes());
+        expected.extend(0x588a_6122_u32.to_le_bytes());
         expected.extend(b"0123456789abcdef\x03\0\0\0\x02\0\0\0\0\0\0\x01\0\0\0\0\x07\0\0\0\0\0\0\0");
-        expected.extend(b"\xe8\x03\0\0\0\0\0\0\xef\xbe\xad\xde");
+        expected.extend(b"\xe8\x03\0\0\0\0\0\0\xef\xbe\xad\xde\0\0\0\0\xe9\x03\0\0\0\0\0\0");
         expected.resize(HEADER_BYTES, 0);
         assert_eq!(sector.as_slice(), expected, "crc {:#010x}", u32_at(&sector, 12));
     }

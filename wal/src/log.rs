@@ -19,7 +19,7 @@ use crate::format::{
     padding,
 };
 use crate::lsn::{Epoch, Lsn, SegmentId};
-use crate::scan::{Scan, Tail, scan_with};
+use crate::scan::{Scan, scan_with};
 use crate::segment::Segment;
 
 /// Smallest segment.
@@ -90,8 +90,6 @@ pub struct Log {
     is_dirty: bool,
     /// Whether the active segment must not be written any more.
     is_torn: bool,
-    /// Whether frames of the active segment were read as closing the log, and may be in the cache alone.
-    is_doubted: bool,
     poisoned: Option<String>,
 }
 
@@ -129,7 +127,6 @@ impl Log {
             synced_lsn: Lsn(0),
             is_dirty: false,
             is_torn: false,
-            is_doubted: false,
             poisoned: None,
         })
     }
@@ -172,7 +169,6 @@ impl Log {
             synced_lsn: scan.known_synced(),
             is_dirty: scan.known_synced() < scan.end_lsn(),
             is_torn: scan.tail().is_torn(),
-            is_doubted: scan.tail() == Tail::Closed,
             poisoned: None,
         };
         Ok((log, scan))
@@ -189,25 +185,20 @@ impl Log {
     /// of them never. [`Error::OutcomeUnknown`] if a segment that had to be finished could not be synced:
     /// then the log is poisoned.
     pub fn append(&mut self, records: &[Record<'_>]) -> Result<Lsn, Error> {
-        self.append_run(records, Reserve::Keep, false)
+        self.append_run(records, Reserve::Keep)
     }
 
     /// As [`Log::append`], but may take the last spare: for records that make room.
     pub fn append_reserved(&mut self, records: &[Record<'_>]) -> Result<Lsn, Error> {
-        self.append_run(records, Reserve::Use, false)
+        self.append_run(records, Reserve::Use)
     }
 
-    /// Appends one record that says that the log is being closed, as [`Log::append_reserved`]. A scan that ends with
-    /// it knows that nothing follows.
-    pub fn append_closing(&mut self, record: Record<'_>) -> Result<Lsn, Error> {
-        self.append_run(&[record], Reserve::Use, true)
-    }
-
-    fn append_run(&mut self, records: &[Record<'_>], reserve: Reserve, closed: bool) -> Result<Lsn, Error> {
+    fn append_run(&mut self, records: &[Record<'_>], reserve: Reserve) -> Result<Lsn, Error> {
         self.check_poison()?;
         self.check_room(records, reserve)?;
+        self.reopen()?;
         let before = (self.next_lsn, self.link);
-        match self.write_run(records, closed) {
+        match self.write_run(records) {
             Ok(()) => Ok(self.next_lsn.previous()),
             Err(error) => {
                 // Part of the run may be in the file. Its positions are used again, in another segment.
@@ -250,7 +241,7 @@ impl Log {
         Ok(())
     }
 
-    fn write_run(&mut self, records: &[Record<'_>], closed: bool) -> Result<(), Error> {
+    fn write_run(&mut self, records: &[Record<'_>]) -> Result<(), Error> {
         let mut rest = records;
         while !rest.is_empty() {
             let mut left = if self.is_torn { 0 } else { self.options.segment_bytes - self.offset };
@@ -268,20 +259,19 @@ impl Log {
                 continue;
             }
             let (stretch, later) = rest.split_at(fitting);
-            self.write_stretch(stretch, closed)?;
+            self.write_stretch(stretch)?;
             rest = later;
         }
         Ok(())
     }
 
     /// Writes frames that fit into the active segment, in one call.
-    fn write_stretch(&mut self, records: &[Record<'_>], closed: bool) -> Result<(), Error> {
+    fn write_stretch(&mut self, records: &[Record<'_>]) -> Result<(), Error> {
         let (mut lsn, mut link, mut bytes) = (self.next_lsn, self.link, 0);
         let mut headers = Vec::with_capacity(records.len());
         for record in records {
             let header = FrameHeader {
                 kind: record.kind,
-                closed,
                 length: record.payload_bytes() as u32,
                 link,
                 epoch: self.active.header.epoch,
@@ -322,14 +312,42 @@ impl Log {
         Ok(self.synced_lsn)
     }
 
-    fn sync_active(&mut self) -> Result<(), Error> {
-        if self.is_doubted {
-            // The sync of whoever closed the log may have failed, and left the closing frame clean in the cache and
-            // absent from the disk: a hole, as soon as what follows it is durable.
-            let id = self.active.id();
-            rewrite_range(&*self.active.file, 0..self.offset).doing("rewrite", id)?;
-            self.is_doubted = false;
+    /// Syncs, and says in the active segment's header that the log ends here and is closed. The next scan then looks for
+    /// nothing behind it. Appending goes on as before, and takes the word back first.
+    ///
+    /// # Durability
+    /// Everything appended, and that it is all, is durable when this returns.
+    ///
+    /// # Errors
+    /// As for [`Log::sync`].
+    pub fn close(&mut self) -> Result<(), Error> {
+        let last = self.sync()?;
+        // Behind a torn end, or with nothing in it, the segment's header has nothing to say.
+        if self.is_torn || last < self.active.header.first_lsn {
+            return Ok(());
         }
+        self.mark_closed(last)
+    }
+
+    /// Takes back that the log is closed, durably, before the first frame behind it: otherwise damage there could pass
+    /// for the end.
+    fn reopen(&mut self) -> Result<(), Error> {
+        if self.active.header.closed == Lsn(0) { Ok(()) } else { self.mark_closed(Lsn(0)) }
+    }
+
+    fn mark_closed(&mut self, closed: Lsn) -> Result<(), Error> {
+        let header = Header { closed, ..self.active.header };
+        let written = self.active.write_header(header).and_then(|()| {
+            let id = self.active.id();
+            self.active.file.sync_data().doing("sync", id)
+        });
+        if let Err(error) = &written {
+            self.poisoned = Some(error.to_string());
+        }
+        written
+    }
+
+    fn sync_active(&mut self) -> Result<(), Error> {
         if let Err(source) = self.active.file.sync_data() {
             let segment = self.active.id();
             self.poisoned = Some(format!("segment {segment}: {source}"));
@@ -358,6 +376,7 @@ impl Log {
             epoch: self.next_epoch,
             first_lsn: self.next_lsn,
             link: self.link,
+            closed: Lsn(0),
             ..next.header
         };
         let written =
@@ -411,7 +430,7 @@ impl Log {
                 return Err(Error::OutcomeUnknown { segment: id, source });
             }
         }
-        (self.is_dirty, self.is_doubted) = (false, false);
+        self.is_dirty = false;
         self.synced_lsn = self.next_lsn.previous();
         Ok(())
     }

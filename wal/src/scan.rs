@@ -31,7 +31,7 @@ const SEARCH_PASSES_MAX: u64 = 64;
 /// How a log ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tail {
-    /// With a frame that says that the log was closed.
+    /// With the frame after which the log was closed.
     Closed,
     /// Nothing of the log follows.
     Clean,
@@ -170,7 +170,7 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
         }
         let mut walk = Walk::new(&*segment.file, &header, limit);
         walk.run(&mut end_lsn, &mut scan.link, &mut scan.known_synced)?;
-        let (end, closed) = (walk.offset, walk.closed);
+        let end = walk.offset;
         match limit {
             // The next header was written only when everything up to it was durable.
             Some(limit) if end_lsn.next() != limit => {
@@ -183,13 +183,24 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
                 });
             }
             Some(limit) => scan.known_synced = scan.known_synced.max(limit.previous()),
-            // A log that was closed may have been opened again, and what came then been damaged or torn.
-            None => {
-                scan.tail = match walk.judge_tail(end_lsn.next())? {
-                    Tail::Clean if closed => Tail::Closed,
-                    tail => tail,
-                }
+            // The log was closed after this frame, and nothing was written behind it: the header would say so.
+            None if header.closed > Lsn(0) && header.closed == end_lsn => {
+                scan.tail = Tail::Closed;
+                scan.known_synced = end_lsn;
             }
+            None if header.closed > end_lsn => {
+                return Err(Error::Corrupt {
+                    segment: header.segment,
+                    offset: end,
+                    lsn: end_lsn.next(),
+                    found: "no whole frame".into(),
+                    expected: format!(
+                        "the frames up to lsn {}, with which the log was closed",
+                        header.closed
+                    ),
+                });
+            }
+            None => scan.tail = walk.judge_tail(end_lsn.next())?,
         }
         scan.stretches.push(Stretch { segment, map, end, last_lsn: end_lsn, is_void: false });
     }
@@ -204,7 +215,6 @@ struct Walk<'a> {
     epoch: Epoch,
     limit: Option<Lsn>,
     offset: u64,
-    closed: bool,
     piece: Vec<u8>,
     piece_offset: u64,
     /// Bytes read and checksummed while judging the tail.
@@ -220,7 +230,6 @@ impl<'a> Walk<'a> {
             epoch: header.epoch,
             limit,
             offset: HEADER_AREA_BYTES,
-            closed: false,
             piece: Vec::new(),
             piece_offset: 0,
             work: 0,
@@ -237,7 +246,6 @@ impl<'a> Walk<'a> {
             if header.link != *link || header.synced_lsn >= header.lsn {
                 return Ok(());
             }
-            self.closed = header.closed;
             self.offset += header.frame_bytes();
             *end_lsn = header.lsn;
             *link = checksum;

@@ -13,8 +13,9 @@ use crate::format::{HEADER_BYTES, Header, HeaderSector, LogId, State};
 use crate::log::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::lsn::{Epoch, Lsn, SegmentId};
 
-/// No log gets this far, and a header that claims it would leave no number for the next use.
+/// No log gets this far, and a header that claims it would leave no numbers for what comes next.
 const EPOCH_MAX: Epoch = Epoch(u64::MAX / 2);
+const LSN_MAX: Lsn = Lsn(u64::MAX / 2);
 
 /// Zeros are written in pieces of this size.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -76,6 +77,7 @@ impl Segment {
             epoch: Epoch(0),
             first_lsn: Lsn(0),
             link: 0,
+            closed: Lsn(0),
         };
         let mut segment = Self { file, header };
         segment.write_header(header)?;
@@ -142,10 +144,10 @@ impl Segment {
             });
         }
         let is_possible_length = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&length);
-        if !is_possible_length || header.epoch > EPOCH_MAX {
+        if !is_possible_length || header.epoch > EPOCH_MAX || header.first_lsn > LSN_MAX {
             return Err(corrupt(
-                format!("{length} bytes and epoch {}", header.epoch),
-                format!("{SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX} bytes and a smaller epoch"),
+                format!("{length} bytes, epoch {} and lsn {}", header.epoch, header.first_lsn),
+                format!("{SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX} bytes and smaller numbers"),
             ));
         }
         Ok(Opened::Segment(Self { file, header }))

@@ -11,12 +11,26 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
+};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::file::OsFile;
 use super::{component, descriptor_path, file_system, kind, metadata_at, metadata_of, owner, xattr};
 use crate::{Access, Dir, Entry, File, FileSystem, Kind, Metadata, Xattr};
+
+/// What `statx` says, flags included.
+fn stat_at(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> rustix::io::Result<Statx> {
+    let flags = flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    retry_on_intr(|| rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS))
+}
+
+/// Whether this process may act as the owner of files that belong to others.
+fn overrides_owners() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::FOWNER))
+}
 
 /// How often a resolution that raced with a rename or a mount is tried again before its `EAGAIN` is passed on.
 const RESOLUTIONS_MAX: usize = 128;
@@ -208,6 +222,25 @@ impl Dir for OsDir {
 
     fn exchange(&self, name: &OsStr, other_dir: &dyn Dir, other: &OsStr) -> io::Result<()> {
         self.rename_with(name, other_dir, other, RenameFlags::EXCHANGE)
+    }
+
+    fn check_changeable(&self, name: &OsStr) -> io::Result<()> {
+        let name = component(name)?;
+        let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        retry_on_intr(|| rustix::fs::accessat(self.fd(), ".", wanted, AtFlags::EACCESS))?;
+        let found = match stat_at(self.fd(), name, AtFlags::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            result => result?,
+        };
+        let dir = stat_at(self.fd(), OsStr::new(""), AtFlags::EMPTY_PATH)?;
+        let user = rustix::process::geteuid().as_raw();
+        // The rules of the kernel's `may_delete`: the sticky bit leaves a name to the owners, and to who has the
+        // capability; the flags bind everybody.
+        let is_left_to_others =
+            dir.stx_mode & 0o1000 != 0 && user != found.stx_uid && user != dir.stx_uid && !overrides_owners();
+        let flags = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+        let is_flagged = found.stx_attributes.intersects(flags) || dir.stx_attributes.intersects(flags);
+        if is_left_to_others || is_flagged { Err(Errno::PERM.into()) } else { Ok(()) }
     }
 
     fn link(&self, from: &OsStr, to_dir: &dyn Dir, to: &OsStr) -> io::Result<()> {

@@ -254,6 +254,11 @@ impl Dir for SimDir {
         self.0.reading(|_, inode| inode.metadata())
     }
 
+    /// Permissions are not simulated.
+    fn check_changeable(&self, _name: &OsStr) -> io::Result<()> {
+        Ok(())
+    }
+
     fn list(&self) -> io::Result<Vec<Entry>> {
         self.0.reading(|state, _| {
             (state.entries(self.0.inode).iter())

@@ -110,7 +110,7 @@ fn a_failed_sync_poisons_for_ever() {
             is_poisoned(log.sync().map(drop));
             is_poisoned(append(&mut log, &[b"more"]).map(drop));
             is_poisoned(log.append_reserved(&[]).map(drop));
-            is_poisoned(log.append_closing(Record { kind: kind(), parts: &[] }).map(drop));
+            is_poisoned(log.close());
             is_poisoned(log.rotate());
             is_poisoned(log.retire(Lsn(9)).map(drop));
             is_poisoned(log.rewrite(&before, Lsn(1)));

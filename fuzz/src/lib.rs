@@ -1,0 +1,461 @@
+//! What the fuzzer feeds: one function for each target, from bytes to nothing. Each panics if a promise is broken.
+//!
+//! The integration tests include this file and replay the saved inputs, so that what the fuzzer found once is checked
+//! without it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::num::NonZeroU8;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use atomtree::{Checkpoints, Inspection, Options, TreePath};
+use atomtree_recovery::image::{Attributes, Content, Digest, Image, Slot};
+use atomtree_recovery::places::StoreFile;
+use atomtree_recovery::plan::{
+    After, Applied, Begin, Change, Checkpoint, Plan, Record as TreeRecord, TransactionId, decode,
+};
+use atomtree_vfs::sim::{Node, Sim};
+use atomtree_vfs::{Kind, Timestamp, Vfs};
+use atomtree_wal::format::{FRAME_HEADER_BYTES, FrameHeader, HEADER_BYTES, Header, HeaderSector, State};
+use atomtree_wal::{Epoch, Error, Log, LogOptions, Lsn, Record, SegmentId};
+
+const SEGMENT_BYTES: u64 = 64 << 10;
+
+/// The input, taken apart. What is missing at its end is zero.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn byte(&mut self) -> u8 {
+        let byte = self.0.first().copied().unwrap_or(0);
+        self.0 = self.0.get(1..).unwrap_or_default();
+        byte
+    }
+
+    /// A number that is mostly small, and sometimes any.
+    fn number(&mut self) -> u64 {
+        match self.byte() {
+            255 => {
+                let bytes = self.bytes(8);
+                bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+            }
+            254 => u64::MAX,
+            small => u64::from(small),
+        }
+    }
+
+    fn bytes(&mut self, count: usize) -> &'a [u8] {
+        let (bytes, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        bytes
+    }
+
+    fn some_bytes(&mut self) -> &'a [u8] {
+        let count = usize::from(self.byte());
+        self.bytes(count)
+    }
+}
+
+/// Headers of segments and frames: what decodes is what was encoded, bit for bit.
+pub fn frame(bytes: &[u8]) {
+    if let Some(sector) = bytes.first_chunk::<HEADER_BYTES>()
+        && let HeaderSector::Header(header) = Header::decode(sector)
+    {
+        assert_eq!(Header::decode(&header.encode()), HeaderSector::Header(header));
+    }
+    if let Some(first) = bytes.first_chunk::<FRAME_HEADER_BYTES>()
+        && let Some(header) = FrameHeader::decode(first)
+    {
+        assert!(header.frame_bytes() >= u64::from(header.length) + FRAME_HEADER_BYTES as u64);
+        let (encoded, _) = header.encode([].into_iter());
+        assert_eq!(encoded[4..], first[4..]);
+    }
+}
+
+/// A directory of hostile segments is refused, or read and written to: then what was read is there, and what was
+/// appended follows it.
+pub fn log(bytes: &[u8]) {
+    let sim = Sim::new(0);
+    sim.create_dir("/wal");
+    plant_segments(&sim, bytes);
+    let dir = sim.open_root(Path::new("/wal")).expect("it was just made");
+    let options = LogOptions { segment_bytes: SEGMENT_BYTES, log_bytes_max: 1 << 20 };
+    let Ok((mut log, scan)) = Log::open(dir.clone(), ID, options) else { return };
+    let before = frames(&scan);
+    if log.rewrite(&scan, scan.first_lsn()).is_err() {
+        return;
+    }
+    let again = atomtree_wal::scan(&*dir, ID).expect("rewriting changes nothing");
+    assert_eq!((frames(&again), again.tail()), (before.clone(), scan.tail()));
+    let kind = NonZeroU8::MIN;
+    match log.append_reserved(&[Record { kind, parts: &[b"appended"] }]) {
+        Ok(lsn) => {
+            log.sync().expect("the simulation does not fail");
+            let after = atomtree_wal::scan(&*dir, ID).expect("what was written is read");
+            let mut expected = before;
+            expected.push((lsn, b"appended".to_vec()));
+            assert_eq!(frames(&after), expected);
+        }
+        Err(Error::Full { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
+
+const ID: [u8; 16] = *b"sixteen byte id.";
+
+fn frames(scan: &atomtree_wal::Scan) -> Vec<(Lsn, Vec<u8>)> {
+    let frames = scan.frames().map(|frame| frame.expect("what was accepted is read"));
+    frames.map(|frame| (frame.lsn, frame.payload.into_owned())).collect()
+}
+
+/// Builds segments from a little program, because random bytes never have the right checksum.
+fn plant_segments(sim: &Sim, bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let mut segments: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    let (mut id, mut offset, mut epoch, mut lsn, mut link) = (0, 4096_usize, 1, 1, 0);
+    while !input.is_empty() {
+        match input.byte() % 8 {
+            0 | 1 => {
+                (id, offset) = (u32::from(input.byte() % 5), 4096);
+                (epoch, lsn) = (input.number(), if input.byte() % 2 == 0 { lsn } else { input.number() });
+                let state = if input.byte() % 4 == 3 { State::Free } else { State::Active };
+                let length = if input.byte() == 77 { input.number() } else { SEGMENT_BYTES };
+                let header = Header {
+                    log: ID,
+                    segment: SegmentId(id),
+                    state,
+                    segment_bytes: length,
+                    epoch: Epoch(epoch),
+                    first_lsn: Lsn(lsn),
+                    link,
+                };
+                let segment = segments.entry(id).or_default();
+                segment.resize((length as usize).min(SEGMENT_BYTES as usize), 0);
+                let sector = header.encode();
+                let fits = segment.len().min(HEADER_BYTES);
+                segment[..fits].copy_from_slice(&sector[..fits]);
+            }
+            2..=4 => {
+                let flags = input.byte();
+                let payload = input.some_bytes();
+                let synced = input.number();
+                let claimed = if flags & 64 == 0 { payload.len() as u64 } else { input.number() };
+                let header = FrameHeader {
+                    kind: NonZeroU8::new(flags & 7).unwrap_or(NonZeroU8::MIN),
+                    closed: flags & 8 != 0,
+                    length: claimed as u32,
+                    link: if flags & 16 == 0 { link } else { 7 },
+                    epoch: Epoch(epoch),
+                    lsn: Lsn(lsn),
+                    synced_lsn: Lsn(synced),
+                };
+                let (head, checksum) = header.encode([payload].into_iter());
+                let frame_bytes = (header.frame_bytes() as usize).min(SEGMENT_BYTES as usize);
+                if let Some(target) = segments.get_mut(&id).and_then(|segment| segment.get_mut(offset..))
+                    && let Some(target) = target.get_mut(..frame_bytes)
+                {
+                    target.fill(0);
+                    target[..FRAME_HEADER_BYTES].copy_from_slice(&head);
+                    let fits = payload.len().min(frame_bytes - FRAME_HEADER_BYTES);
+                    target[FRAME_HEADER_BYTES..][..fits].copy_from_slice(&payload[..fits]);
+                    offset += frame_bytes;
+                    (lsn, link) = (lsn.saturating_add(1), checksum);
+                }
+            }
+            5 => {
+                let bytes = input.some_bytes();
+                if let Some(target) = segments.get_mut(&id).and_then(|segment| segment.get_mut(offset..)) {
+                    let fits = bytes.len().min(target.len());
+                    target[..fits].copy_from_slice(&bytes[..fits]);
+                    offset += fits.next_multiple_of(8);
+                }
+            }
+            6 => {
+                let length = input.number() as usize;
+                if let Some(segment) = segments.get_mut(&id) {
+                    segment.truncate(length);
+                }
+            }
+            _ => {
+                (offset, lsn) = (offset + usize::from(input.byte()) * 8, input.number());
+            }
+        }
+    }
+    for (id, bytes) in segments {
+        sim.write_file(Path::new("/wal").join(SegmentId(id).file_name()), &bytes);
+    }
+}
+
+/// A record's payload decodes or not; whatever path or slot comes out names nothing outside.
+pub fn record(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let Some(kind) = NonZeroU8::new(input.byte()) else { return };
+    let payload = input.0;
+    let borrowed = decode(Lsn(1), kind, Cow::Borrowed(payload));
+    let owned = decode(Lsn(1), kind, Cow::Owned(payload.to_vec()));
+    match (&borrowed, &owned) {
+        (Ok(borrowed), Ok(owned)) => assert_eq!(borrowed, owned),
+        (Err(_), Err(_)) => return,
+        _ => panic!("borrowed and owned differ"),
+    }
+    match borrowed {
+        Ok(TreeRecord::Image(path, _)) => check_path(&path),
+        Ok(TreeRecord::Change(change)) => {
+            check_path(&change.path);
+            if let Some(slot) = change.slot {
+                check_name(slot.dir.as_bytes());
+                check_name(slot.name.as_bytes());
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Paths: what is accepted stays below the root and out of the store, and is what was given.
+pub fn tree_path(bytes: &[u8]) {
+    let Ok(path) = TreePath::from_bytes(bytes) else { return };
+    assert_eq!(path.as_bytes(), bytes);
+    check_path(&path);
+    if let Some(parent) = path.parent() {
+        check_path(&parent);
+        assert_eq!(parent.join(path.name()).expect("it was a path"), path);
+        assert_eq!(parent.depth() + 1, path.depth());
+    }
+    assert_eq!(path.parent_path().join(path.name()), path.as_path());
+}
+
+fn check_path(path: &TreePath) {
+    let components: Vec<&[u8]> = path.as_bytes().split(|byte| *byte == b'/').collect();
+    components.iter().for_each(|component| check_name(component));
+    assert!(!components[0].eq_ignore_ascii_case(b".atomtree"));
+    assert_eq!(path.as_path().components().count(), components.len());
+    assert_eq!(path.depth(), components.len());
+}
+
+fn check_name(name: &[u8]) {
+    assert!(!name.is_empty() && name != b"." && name != b"..");
+    assert!(!name.contains(&b'/') && !name.contains(&0) && name.len() <= 255);
+}
+
+/// Recovery acts on records that are whole and hostile. Whatever it makes of them, nothing outside the root changes,
+/// and the store can be looked at and opened again.
+pub fn recovery(bytes: &[u8]) {
+    static VICTIM: LazyLock<Victim> = LazyLock::new(victim);
+    let Victim { killed, outside, slots } = &*VICTIM;
+    let sim = killed.kill();
+    plant_records(&sim, slots, bytes);
+    let options = || {
+        let options = Options::new().segment_bytes(SEGMENT_BYTES).log_bytes_max(1 << 20);
+        options.vfs(Arc::new(sim.clone())).checkpoints(Checkpoints::Manual).adopt(true)
+    };
+    let operations = sim.operations();
+    if let Ok(inspection) = Inspection::open(ROOT, &options()) {
+        let _ = (inspection.verify(), inspection.status(), inspection.log(10));
+    }
+    assert_eq!(sim.operations(), operations, "looking changes nothing");
+    for _ in 0..2 {
+        if let Ok(store) = options().open(ROOT) {
+            let _ = store.close();
+        }
+        assert_eq!(outside_of(&sim), *outside);
+    }
+}
+
+const ROOT: &str = "/root";
+
+struct Victim {
+    killed: Sim,
+    outside: BTreeMap<PathBuf, Node>,
+    /// Name of the directory in `stage/` that holds what the commits replaced.
+    slots: String,
+}
+
+/// A tree with a store that was not closed, beside things that are none of its business.
+fn victim() -> Victim {
+    let sim = Sim::new(1);
+    sim.write_file("/outside/canary", b"untouched");
+    sim.write_file("/canary", b"untouched");
+    sim.write_file("/root/a", b"first content of a");
+    sim.write_file("/root/dir/b", b"first content of b");
+    sim.create_symlink("/root/link", "/outside");
+    sim.create_symlink("/root/dir/up", "../..");
+    sim.create_symlink("/root/file", "/outside/canary");
+    let options = Options::new().segment_bytes(SEGMENT_BYTES).log_bytes_max(1 << 20);
+    let options = options.vfs(Arc::new(sim.clone())).checkpoints(Checkpoints::Manual);
+    let store = options.open(ROOT).expect("an empty tree");
+    for content in [b"second", b"third!"] {
+        let mut tx = store.begin().expect("the store is open");
+        tx.write("a", content).expect("it is a file");
+        tx.write("dir/b", content).expect("it is a file");
+        tx.write("dir/new", content).expect("it is a new name");
+        tx.commit().expect("nothing is in the way");
+    }
+    let killed = sim.kill();
+    let outside = outside_of(&killed);
+    let stage = killed.tree("/root/.atomtree/stage");
+    let slots = stage.keys().next().expect("originals are kept until a checkpoint");
+    let slots = slots.to_str().expect("names of slots are letters and digits").to_owned();
+    Victim { killed, outside, slots }
+}
+
+/// What stands beside the root, as far as its own names go.
+fn outside_of(sim: &Sim) -> BTreeMap<PathBuf, Node> {
+    // The tree itself is left out because reading all of it takes most of a run's time.
+    let names = sim.open_root(Path::new("/")).and_then(|root| root.list()).expect("it can be listed");
+    let names = names.into_iter().map(|entry| PathBuf::from(entry.name)).filter(|name| name != Path::new("root"));
+    let mut tree = sim.tree("/outside");
+    for name in names {
+        let bytes = sim.read_file(Path::new("/").join(&name)).unwrap_or_default();
+        let body = atomtree_vfs::sim::NodeBody::File(bytes);
+        tree.insert(name, Node { body, mode: 0, uid: 0, gid: 0, xattrs: Vec::new() });
+    }
+    tree
+}
+
+/// Paths that lead somewhere, or try to. The placeholder for them in an honest record is as long.
+const PATHS: [&[u8]; 12] = [
+    b"a",
+    b"dir/b",
+    b"dir/new",
+    b"dir/up/canary",
+    b"link/canary",
+    b"../outside/canary",
+    b"/outside/canary",
+    b".atomtree/store",
+    b"file",
+    b"link",
+    b"made/x",
+    b"dir",
+];
+
+/// Appends records with valid frames. Their payloads are an honest transaction's, with what the input says put in, or
+/// the input's bytes.
+fn plant_records(sim: &Sim, slots: &str, bytes: &[u8]) {
+    let root = sim.open_root(Path::new("/root/.atomtree")).expect("the store is there");
+    let (store, _) = StoreFile::read(&*root).expect("it is whole");
+    let wal = root.open_dir(Path::new("wal")).expect("the log is there");
+    let options = LogOptions { segment_bytes: SEGMENT_BYTES, log_bytes_max: 1 << 20 };
+    let (mut log, _) = Log::open(wal, store.id, options).expect("the log is whole");
+    let mut input = Input(bytes);
+    while !input.is_empty() {
+        let records: Vec<(NonZeroU8, Vec<u8>)> = match input.byte() % 6 {
+            0 => {
+                let kind = NonZeroU8::new(input.byte() % 8).unwrap_or(NonZeroU8::MIN);
+                vec![(kind, input.some_bytes().to_vec())]
+            }
+            1 => {
+                let applied = Applied { through: input.number() }.payload();
+                vec![(applied.kind.code(), applied.head)]
+            }
+            2 => {
+                let record =
+                    Checkpoint { watermark: input.number(), next_tx: TransactionId(input.number()) }.payload();
+                vec![(record.kind.code(), record.head)]
+            }
+            _ => transaction(&mut input, slots),
+        };
+        for (kind, payload) in &records {
+            if log.append(&[Record { kind: *kind, parts: &[payload] }]).is_err() {
+                return;
+            }
+        }
+    }
+    let _ = log.sync();
+}
+
+fn transaction(input: &mut Input<'_>, slots: &str) -> Vec<(NonZeroU8, Vec<u8>)> {
+    let begin =
+        Begin { tx: TransactionId(input.number()), time_ns: 5, label: Some("fuzzed".into()), agent: None };
+    let mut hostile = Vec::new();
+    let changes = (0..=input.byte() % 3).map(|number| change(input, number, slots, &mut hostile)).collect();
+    let plan = Plan { begin, changes };
+    let mut records: Vec<(NonZeroU8, Vec<u8>)> = (plan.payloads().iter())
+        .map(|payload| (payload.kind.code(), [&payload.head, payload.content].concat()))
+        .collect();
+    for (_, payload) in &mut records {
+        for (placeholder, path) in &hostile {
+            replace(payload, placeholder, path);
+        }
+    }
+    match input.byte() {
+        0 => drop(records.pop()),
+        1 => drop(records.remove(0)),
+        2 => records.reverse(),
+        flip @ 3..40 => {
+            let index = usize::from(flip) % records.len();
+            let payload = &mut records[index].1;
+            let at = input.number() as usize % payload.len();
+            payload[at] ^= input.byte();
+        }
+        _ => {}
+    }
+    records
+}
+
+fn change(
+    input: &mut Input<'_>,
+    number: u8,
+    slots: &str,
+    hostile: &mut Vec<(Vec<u8>, Vec<u8>)>,
+) -> Change<'static> {
+    let mut path = PATHS[usize::from(input.byte()) % PATHS.len()].to_vec();
+    if input.byte() > 200 {
+        path = input.some_bytes().to_vec();
+    }
+    let honest = TreePath::from_bytes(&path).unwrap_or_else(|_| {
+        let placeholder = vec![b'P' + number; path.len().clamp(1, 200)];
+        path.resize(placeholder.len(), b'.');
+        hostile.push((placeholder.clone(), path.clone()));
+        TreePath::from_bytes(&placeholder).expect("letters are a path")
+    });
+    let attributes = Attributes { mode: 0o644, uid: 1000, gid: 1000, xattrs: Vec::new() };
+    let contents: [&'static [u8]; 5] =
+        [b"third!", b"second", b"first content of a", b"", b"content of the fuzzer"];
+    let content = contents[usize::from(input.byte()) % contents.len()];
+    let by_digest = input.byte() % 4 == 0;
+    let kept = if by_digest {
+        Content::Digest(Digest::of(content))
+    } else {
+        Content::Inline(Cow::Borrowed(content))
+    };
+    let size = content.len() as u64;
+    let after = match input.byte() % 4 {
+        0 => After::Absent,
+        1 => After::Dir { attributes: attributes.clone() },
+        _ => After::File { attributes: attributes.clone(), size, content: kept.clone(), inode: input.number() },
+    };
+    let before = (input.byte() % 2 == 0).then(|| Image {
+        kind: Kind::File,
+        inode: input.number(),
+        born: None,
+        size,
+        modified: Timestamp(0),
+        changed: Timestamp(0),
+        captured: Timestamp(0),
+        links: 1,
+        mount: 0,
+        attributes,
+        content: kept,
+    });
+    // As long as a real one's directory, so that it can be put in the place of one.
+    let names: [&[u8]; 4] = [b"../../outside", b"../../../root", b"/outside/dir.", b"............."];
+    if input.byte() > 128 {
+        hostile.push((slots.as_bytes()[..13].to_vec(), names[usize::from(input.byte()) % 4].to_vec()));
+    }
+    let slot = Slot { dir: slots.into(), name: (input.byte() % 4).to_string() };
+    let slot = (!matches!(after, After::Dir { .. })).then_some(slot);
+    Change { path: honest, parent: input.number(), before, after, slot }
+}
+
+/// Puts `to` in the place of `from`, which is as long.
+fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) {
+    for at in 0..bytes.len().saturating_sub(from.len() - 1) {
+        if bytes[at..].starts_with(from) {
+            bytes[at..at + to.len().min(from.len())].copy_from_slice(&to[..to.len().min(from.len())]);
+        }
+    }
+}
