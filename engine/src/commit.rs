@@ -139,6 +139,8 @@ impl Engine {
         let is_late = |original: &Option<Image<'_>>| {
             original.as_ref().is_some_and(|o| o.changed > begun && o.changed <= now)
         };
+        // Directories in which names may be changed.
+        let mut permitted = HashSet::new();
         let mut by_reference = Vec::new();
         let mut inline_budget = self.options.log.segment_bytes / 4;
         for (path, name) in names {
@@ -154,10 +156,13 @@ impl Engine {
             };
             // In a directory that this transaction makes, everything is permitted.
             if is_changed && name.parent != 0 {
-                parents
-                    .of(&path)
-                    .and_then(|parent| parent.dir.check_changeable(path.name()))
-                    .on("change", path.as_path())?;
+                let parent = parents.of(&path).on("open the directory of", path.as_path())?;
+                if permitted.insert(parent.metadata.inode) {
+                    parent.dir.check_writable().on("change names in the directory of", path.as_path())?;
+                }
+                if let Some(original) = &name.original {
+                    check_permitted(&parent, &path, original)?;
+                }
             }
             let after = match name.now {
                 Now::Original => {
@@ -440,7 +445,7 @@ impl Engine {
             }
             Err(error) => return Err(error).on("open the directory of", path.as_path()),
         };
-        if parent != 0 && above.inode != parent {
+        if parent != 0 && above.metadata.inode != parent {
             return conflict("its directory was replaced");
         }
         let found = match above.dir.metadata(path.name()) {
@@ -466,9 +471,13 @@ impl Engine {
         found: &Metadata,
     ) -> Result<Option<Image<'static>>, Error> {
         let vfs = &*self.places.vfs;
-        if found.mount != above.mount {
+        if found.mount != above.metadata.mount {
             let reason = "something has been mounted there since the transaction looked";
             return Err(Error::refused(ErrorKind::MountPoint, path.as_path(), reason));
+        }
+        if found.is_fixed {
+            let reason = "it was made immutable or append-only since the transaction looked";
+            return Err(Error::refused(ErrorKind::Permission, path.as_path(), reason));
         }
         if seen.has_times_of(found) && !is_recent(seen.changed, seen.captured, vfs) {
             return Ok(None);
@@ -549,6 +558,18 @@ impl Engine {
     fn note_log(&self, log: &Log) {
         self.note_log_usage(log.used_bytes(), log.wants_spare());
     }
+}
+
+/// Whether the original may be taken away, found out before anything is changed.
+fn check_permitted(parent: &Parent, path: &TreePath, original: &Image<'_>) -> Result<(), Error> {
+    if original.is_fixed {
+        let reason = "it is immutable or append-only; `chattr -i -a` takes the flag off";
+        return Err(Error::refused(ErrorKind::Permission, path.as_path(), reason));
+    }
+    if parent.metadata.mode & 0o1000 != 0 {
+        parent.dir.check_removable(path.name()).on("replace, in a sticky directory,", path.as_path())?;
+    }
+    Ok(())
 }
 
 /// Keeps a staged file open for its sync; no more of them than are synced one by one, since descriptors are few.

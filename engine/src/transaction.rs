@@ -461,13 +461,13 @@ impl Transaction {
                 let image = Image::capture(&*places.vfs, &*parent.dir, path.name(), self.image_limits())
                     .on("look at", path.as_path())?;
                 if let Some(image) = &image
-                    && image.mount != parent.mount
+                    && image.mount != parent.metadata.mount
                 {
                     let reason =
                         "something is mounted there, and a mount point can't be exchanged; unmount it first";
                     return Err(Error::refused(ErrorKind::MountPoint, path.as_path(), reason));
                 }
-                (parent.inode, image)
+                (parent.metadata.inode, image)
             }
             // Below a file there is nothing either: one that this transaction removes, since the path was resolved.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {

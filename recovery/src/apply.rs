@@ -12,7 +12,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atomtree_vfs::{Dir, Kind, is_symlink_error};
+use atomtree_vfs::{Dir, Kind, Metadata, is_symlink_error};
 use atomtree_wal::Lsn;
 
 use crate::ballast::Ballast;
@@ -41,10 +41,8 @@ pub struct Displaced {
 pub struct Parent {
     /// The directory, open.
     pub dir: Arc<dyn Dir>,
-    /// Its inode number.
-    pub inode: u64,
-    /// Its mount id.
-    pub mount: u64,
+    /// Its metadata, as it was opened.
+    pub metadata: Metadata,
 }
 
 /// Directories of the tree, opened on first use and kept open for one batch. Never longer: what a path leads to is
@@ -59,7 +57,7 @@ impl Parents {
     /// None open yet.
     pub fn new(root: Arc<dyn Dir>) -> io::Result<Self> {
         let metadata = root.own_metadata()?;
-        let root = Parent { dir: root, inode: metadata.inode, mount: metadata.mount };
+        let root = Parent { dir: root, metadata };
         Ok(Self { root, device: metadata.device, open: HashMap::new() })
     }
 
@@ -87,7 +85,7 @@ impl Parents {
         if self.open.len() >= PARENTS_MAX {
             self.open.clear();
         }
-        let parent = Parent { dir, inode: metadata.inode, mount: metadata.mount };
+        let parent = Parent { dir, metadata };
         self.open.insert(path.to_owned(), parent.clone());
         Ok(parent)
     }

@@ -198,6 +198,8 @@ pub struct Image<'a> {
     pub links: u64,
     /// Mount id. Not logged.
     pub mount: u64,
+    /// Whether a flag keeps everybody from replacing or removing it. Not logged.
+    pub is_fixed: bool,
     /// Mode, owner and extended attributes.
     pub attributes: Attributes,
     /// The content, or what stands for it.
@@ -312,6 +314,7 @@ impl Image<'static> {
             captured,
             links: metadata.links,
             mount: metadata.mount,
+            is_fixed: metadata.is_fixed,
             attributes,
             content,
         }

@@ -397,6 +397,7 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
                 captured: Timestamp(head.captured_ns),
                 links: 1,
                 mount: 0,
+                is_fixed: false,
                 attributes: head.attributes.into_owned(),
                 content,
             };

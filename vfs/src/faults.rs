@@ -402,8 +402,13 @@ impl Dir for FaultyDir {
     }
 
     /// Not judged: it only foretells what the judged calls would say.
-    fn check_changeable(&self, name: &OsStr) -> io::Result<()> {
-        self.inner.check_changeable(name)
+    fn check_writable(&self) -> io::Result<()> {
+        self.inner.check_writable()
+    }
+
+    /// Not judged either.
+    fn check_removable(&self, name: &OsStr) -> io::Result<()> {
+        self.inner.check_removable(name)
     }
 
     judged_in_two_dirs! {

@@ -84,6 +84,9 @@ pub struct Metadata {
     pub changed: Timestamp,
     /// Creation time where the file system keeps one: tells a reused inode number apart.
     pub born: Option<Timestamp>,
+    /// Whether a flag of the inode, immutable or append-only, keeps everybody from replacing or removing it, or, of a
+    /// directory, from changing its names.
+    pub is_fixed: bool,
 }
 
 /// One name in a directory.
@@ -258,13 +261,18 @@ pub trait Dir: Any + Send + Sync {
     /// `ENOENT` unless both exist, `EINVAL` or `ENOSYS` where the file system cannot, `EXDEV`, `EBUSY`.
     fn exchange(&self, name: &OsStr, other_dir: &dyn Dir, other: &OsStr) -> io::Result<()>;
 
-    /// Whether this process may put a file at the name, and take away what stands there, as far as that can be told
-    /// without doing it.
+    /// Whether this process may make and remove names in this directory, as far as that can be told without doing it.
     ///
     /// # Errors
-    /// Those of the calls that would do it: `EACCES`, `EPERM` (a sticky directory, an immutable or append-only inode),
-    /// `EROFS`.
-    fn check_changeable(&self, name: &OsStr) -> io::Result<()>;
+    /// Those of the calls that would do it: `EACCES`, `EPERM` for an immutable or append-only directory, `EROFS`.
+    fn check_writable(&self) -> io::Result<()>;
+
+    /// Whether this process may take away what stands at the name, given that the directory is writable: in a sticky
+    /// one only the owners may.
+    ///
+    /// # Errors
+    /// `EPERM` if not.
+    fn check_removable(&self, name: &OsStr) -> io::Result<()>;
 
     /// Gives a file a second name. `EEXIST`, `EPERM` where links are refused.
     fn link(&self, from: &OsStr, to_dir: &dyn Dir, to: &OsStr) -> io::Result<()>;

@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{AtFlags, Dev, FileType, Gid, Statx, StatxFlags, StatxTimestamp, Uid};
+use rustix::fs::{AtFlags, Dev, FileType, Gid, Statx, StatxAttributes, StatxFlags, StatxTimestamp, Uid};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::rand::GetRandomFlags;
 use rustix::time::{ClockId, Timespec};
@@ -120,6 +120,7 @@ fn metadata(stat: &Statx) -> io::Result<Metadata> {
         uid: stat.stx_uid,
         gid: stat.stx_gid,
         links: stat.stx_nlink.into(),
+        is_fixed: stat.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
         size: stat.stx_size,
         modified: file_time(&stat.stx_mtime),
         changed: file_time(&stat.stx_ctime),

@@ -11,20 +11,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
-};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::file::OsFile;
 use super::{component, descriptor_path, file_system, kind, metadata_at, metadata_of, owner, xattr};
 use crate::{Access, Dir, Entry, File, FileSystem, Kind, Metadata, Xattr};
-
-/// What `statx` says, flags included.
-fn stat_at(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> rustix::io::Result<Statx> {
-    let flags = flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    retry_on_intr(|| rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS))
-}
 
 /// Whether this process may act as the owner of files that belong to others.
 fn overrides_owners() -> bool {
@@ -224,23 +216,20 @@ impl Dir for OsDir {
         self.rename_with(name, other_dir, other, RenameFlags::EXCHANGE)
     }
 
-    fn check_changeable(&self, name: &OsStr) -> io::Result<()> {
-        let name = component(name)?;
+    fn check_writable(&self) -> io::Result<()> {
         let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         retry_on_intr(|| rustix::fs::accessat(self.fd(), ".", wanted, AtFlags::EACCESS))?;
-        let found = match stat_at(self.fd(), name, AtFlags::empty()) {
-            Err(Errno::NOENT) => return Ok(()),
-            result => result?,
-        };
-        let dir = stat_at(self.fd(), OsStr::new(""), AtFlags::EMPTY_PATH)?;
+        if self.own_metadata()?.is_fixed { Err(Errno::PERM.into()) } else { Ok(()) }
+    }
+
+    fn check_removable(&self, name: &OsStr) -> io::Result<()> {
+        let (found, dir) = (self.metadata(name)?, self.own_metadata()?);
         let user = rustix::process::geteuid().as_raw();
-        // The rules of the kernel's `may_delete`: the sticky bit leaves a name to the owners, and to who has the
-        // capability; the flags bind everybody.
+        // The rule of the kernel's `may_delete`: the sticky bit leaves a name to the owners, and to who has the
+        // capability.
         let is_left_to_others =
-            dir.stx_mode & 0o1000 != 0 && user != found.stx_uid && user != dir.stx_uid && !overrides_owners();
-        let flags = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
-        let is_flagged = found.stx_attributes.intersects(flags) || dir.stx_attributes.intersects(flags);
-        if is_left_to_others || is_flagged { Err(Errno::PERM.into()) } else { Ok(()) }
+            dir.mode & 0o1000 != 0 && user != found.uid && user != dir.uid && !overrides_owners();
+        if is_left_to_others { Err(Errno::PERM.into()) } else { Ok(()) }
     }
 
     fn link(&self, from: &OsStr, to_dir: &dyn Dir, to: &OsStr) -> io::Result<()> {

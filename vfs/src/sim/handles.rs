@@ -255,7 +255,11 @@ impl Dir for SimDir {
     }
 
     /// Permissions are not simulated.
-    fn check_changeable(&self, _name: &OsStr) -> io::Result<()> {
+    fn check_writable(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn check_removable(&self, _name: &OsStr) -> io::Result<()> {
         Ok(())
     }
 

@@ -108,6 +108,7 @@ impl Inode {
             uid: self.cached.uid,
             gid: self.cached.gid,
             links: self.links,
+            is_fixed: false,
             size,
             modified: self.cached.modified,
             changed: self.cached.changed,
