@@ -93,16 +93,6 @@ pub(crate) fn carry_out(
 ) -> Result<Done, Failure> {
     let started = Instant::now();
     let receipt = transact(store, turns, document, policies)?;
-    if document.durability.unwrap_or(policies.durability) == Durability::Settled {
-        store.checkpoint().map_err(|error| {
-            // Any other code would claim that nothing was changed.
-            let tx = receipt.tx();
-            let message = format!(
-                "transaction {tx} is durable and in place but could not be settled: {error}; open the store again, recovery finishes it"
-            );
-            Failure::new(ErrorKind::CommittedNotApplied, message)
-        })?;
-    }
     Ok(Done::new(asked, &receipt, started.elapsed()))
 }
 
@@ -183,6 +173,10 @@ fn prepare(transaction: &mut Transaction, document: &Document, policies: Policie
             let message = "replacing symlinks is not supported yet; refuse or follow them";
             return Err(Stop::Final(Failure::new(ErrorKind::Unsupported, message)));
         }
+    });
+    transaction.set_durability(match document.durability.unwrap_or(policies.durability) {
+        Durability::Synced => atomtree::Durability::Synced,
+        Durability::Settled => atomtree::Durability::Settled,
     });
     transaction.set_hard_links(match document.hard_links.unwrap_or(policies.hard_links) {
         HardLinks::Refuse => atomtree::HardLinks::Refuse,

@@ -6,6 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use atomtree_recovery::analyze::Committed;
@@ -18,6 +19,7 @@ use atomtree_vfs::{Dir, File, Kind, Metadata, is_symlink_error};
 use atomtree_wal::{self as wal, Log, Lsn};
 
 use crate::error::{Error, ErrorKind, OnPath, kind_of_log_error};
+use crate::options::Durability;
 use crate::store::{CommitState, Engine};
 use crate::transaction::{EditedFile, NewContent, NewFile, Now, Transaction, inline};
 
@@ -88,6 +90,25 @@ impl Drop for Staged {
     }
 }
 
+/// What staging keeps account of.
+struct Staging {
+    /// How many bytes of content the log still takes.
+    inline_budget: u64,
+    /// Whether contents that travel in the log are to be synced as well.
+    sync_all: bool,
+    /// Files to be synced before the log.
+    to_sync: Vec<Arc<dyn File>>,
+}
+
+impl Staging {
+    /// Keeps a staged file open for its sync; no more of them than are synced one by one, since descriptors are few.
+    fn keep_for_sync(&mut self, staged: Arc<dyn File>) {
+        if self.to_sync.len() <= SYNC_EACH_MAX {
+            self.to_sync.push(staged);
+        }
+    }
+}
+
 /// What became of a transaction that was handed in.
 pub(crate) enum Outcome {
     /// It is durable and applied.
@@ -102,10 +123,14 @@ impl Engine {
     /// Commits: prepares on this thread, and waits until a leader, perhaps this one, has logged and applied it.
     pub(crate) fn commit(&self, transaction: Transaction) -> Result<Receipt, Error> {
         self.check_health()?;
+        let durability = transaction.durability;
         let mut announcement = self.group.announce();
         let mut prepared = self.prepare(transaction)?;
         loop {
             match announcement.submit(prepared, |batch| self.lead(batch)) {
+                Ok(Outcome::Committed(receipt)) if durability == Durability::Settled => {
+                    return self.settle_receipt(receipt);
+                }
                 Ok(Outcome::Committed(receipt)) => return Ok(receipt),
                 Ok(Outcome::Failed(error)) => return Err(error),
                 Ok(Outcome::Full(again, used_bytes)) => {
@@ -122,10 +147,23 @@ impl Engine {
         }
     }
 
+    /// Makes the names durable that were put in place.
+    fn settle_receipt(&self, receipt: Receipt) -> Result<Receipt, Error> {
+        match self.checkpoint() {
+            Ok(()) => Ok(receipt),
+            // Any other error would claim that nothing was changed.
+            Err(error) => Err(Error::CommittedNotApplied {
+                tx: receipt.tx,
+                path: PathBuf::from("."),
+                source: io::Error::other(error),
+            }),
+        }
+    }
+
     // Before the commit lock: plan and stage.
 
     fn prepare(&self, transaction: Transaction) -> Result<Prepared, Error> {
-        let Transaction { begun, label, agent, names, mut parents, .. } = transaction;
+        let Transaction { begun, label, agent, names, durability, mut parents, .. } = transaction;
         let now = self.places.vfs.now();
         let mut prepared = Prepared {
             label,
@@ -141,8 +179,12 @@ impl Engine {
         };
         // Directories in which names may be changed.
         let mut permitted = HashSet::new();
-        let mut by_reference = Vec::new();
-        let mut inline_budget = self.options.log.segment_bytes / 4;
+        let mut staging = Staging {
+            inline_budget: self.options.log.segment_bytes / 4,
+            // Readers that don't wait for recovery find whole files only if those were durable before the exchange.
+            sync_all: durability == Durability::Settled,
+            to_sync: Vec::new(),
+        };
         for (path, name) in names {
             let is_used = name.is_read || !matches!(name.now, Now::Original);
             if is_used && is_late(&name.original) {
@@ -178,7 +220,7 @@ impl Engine {
                     let slot = self.stage().new_slot();
                     prepared.staged.slots.push(slot.clone());
                     let after = self
-                        .stage_file(&slot, file, &mut inline_budget, &mut by_reference)
+                        .stage_file(&slot, file, &mut staging)
                         .on("stage the new content of", path.as_path())?;
                     prepared.changes.push(Change {
                         path,
@@ -195,29 +237,22 @@ impl Engine {
             prepared.changes.push(Change { path, parent: name.parent, before: name.original, after, slot });
         }
         prepared.changes.sort_by_key(Change::order);
-        self.sync_by_reference(&by_reference)?;
+        self.sync_staged(&staging.to_sync)?;
         Ok(prepared)
     }
 
     /// Writes one new content beside the tree, with its final metadata. What does not travel in the log is digested as
     /// it will be found, and its file put on the list of those to be synced.
-    fn stage_file(
-        &self,
-        slot: &Slot,
-        file: NewFile,
-        inline_budget: &mut u64,
-        by_reference: &mut Vec<Arc<dyn File>>,
-    ) -> io::Result<After<'static>> {
+    fn stage_file(&self, slot: &Slot, file: NewFile, staging: &mut Staging) -> io::Result<After<'static>> {
         let NewFile { content, attributes, modified } = file;
         let (staged, size, content) = match content {
             NewContent::Bytes(bytes) => {
                 let size = bytes.len() as u64;
                 let staged = self.stage().write(slot, &bytes, &attributes)?;
-                if size <= self.options.inline_bytes_max.min(*inline_budget) {
-                    *inline_budget -= size;
+                if size <= self.options.inline_bytes_max.min(staging.inline_budget) {
+                    staging.inline_budget -= size;
                     (staged, size, inline(bytes))
                 } else {
-                    keep_for_sync(by_reference, &staged);
                     (staged, size, Content::Digest(Digest::of(&bytes)))
                 }
             }
@@ -228,7 +263,6 @@ impl Engine {
                     staged.write_at(&[io::IoSlice::new(bytes)], *offset)?;
                 }
                 attributes.set_on_file(&*staged)?;
-                keep_for_sync(by_reference, &staged);
                 let digest = Digest::of_file(&*staged)?.1;
                 (staged, size, Content::Digest(digest))
             }
@@ -237,11 +271,14 @@ impl Engine {
             staged.set_modified(time)?;
         }
         let inode = staged.metadata()?.inode;
+        if staging.sync_all || matches!(content, Content::Digest(_)) {
+            staging.keep_for_sync(staged);
+        }
         Ok(After::File { attributes, size, content, inode })
     }
 
     /// Makes contents that are not in the log durable, and their names up to the store, before the log's sync.
-    fn sync_by_reference(&self, files: &[Arc<dyn File>]) -> Result<(), Error> {
+    fn sync_staged(&self, files: &[Arc<dyn File>]) -> Result<(), Error> {
         if files.is_empty() {
             return Ok(());
         }
@@ -570,13 +607,6 @@ fn check_permitted(parent: &Parent, path: &TreePath, original: &Image<'_>) -> Re
         parent.dir.check_removable(path.name()).on("replace, in a sticky directory,", path.as_path())?;
     }
     Ok(())
-}
-
-/// Keeps a staged file open for its sync; no more of them than are synced one by one, since descriptors are few.
-fn keep_for_sync(files: &mut Vec<Arc<dyn File>>, staged: &Arc<dyn File>) {
-    if files.len() <= SYNC_EACH_MAX {
-        files.push(staged.clone());
-    }
 }
 
 fn is_directory(parents: &mut Parents, path: &TreePath) -> io::Result<bool> {

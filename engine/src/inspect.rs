@@ -144,7 +144,11 @@ impl Inspection {
                     break;
                 }
                 let settled = self.read_manifest(&name)?;
-                transactions.extend(settled.into_iter().rev().take(count - transactions.len()));
+                // A crash between a manifest and the record that says so leaves both the log and a longer manifest to
+                // tell the same; so does a checkpoint since the log was read.
+                let known = transactions.last().map_or(TransactionId(u64::MAX), |past| past.tx);
+                let older = settled.into_iter().rev().filter(|past| past.tx < known);
+                transactions.extend(older.take(count - transactions.len()));
             }
             Ok(transactions)
         })

@@ -32,7 +32,7 @@
 //! 2. after a kill in the middle of those, until the store is next opened by anyone,
 //! 3. after a power cut, until recovery has run: files of commits that were not settled yet may then be **empty, old
 //!    or torn**. A checkpoint settles them, in the background, about a second after the commit. If a program reads
-//!    such files at boot, run `atomtree recover` before it.
+//!    such files at boot, run `atomtree recover` before it, or commit them with [`Durability::Settled`].
 //!
 //! # Not promised
 //!
@@ -64,6 +64,6 @@ pub use atomtree_wal::Lsn;
 pub use commit::Receipt;
 pub use error::{Error, ErrorKind};
 pub use inspect::{Inspection, PastTransaction, Status};
-pub use options::{Checkpoints, HardLinks, Options, Symlinks};
+pub use options::{Checkpoints, Durability, HardLinks, Options, Symlinks};
 pub use store::Store;
 pub use transaction::{Expectation, Transaction};

@@ -32,6 +32,19 @@ pub enum HardLinks {
     Break,
 }
 
+/// What is durable when a commit returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// The transaction: after a power cut, recovery puts it in place. Until recovery has run, who reads the tree directly
+    /// may find files of the last second empty, old or torn.
+    #[default]
+    Synced,
+    /// The files themselves as well, for readers that don't wait for recovery, at boot for instance: new contents are
+    /// durable before they get their names, and names before the commit returns. Costs two syncs of the file system.
+    Settled,
+}
+
 /// When commits are settled, which is when their files are durable in place and the log can forget them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -61,6 +74,7 @@ pub struct Options {
     pub(crate) history_transactions_max: u64,
     pub(crate) symlinks: Symlinks,
     pub(crate) hard_links: HardLinks,
+    pub(crate) durability: Durability,
     pub(crate) adopt: bool,
     pub(crate) allow_owner: Option<u32>,
     pub(crate) allow_remote: bool,
@@ -77,6 +91,7 @@ impl Default for Options {
             history_transactions_max: 10_000,
             symlinks: Symlinks::default(),
             hard_links: HardLinks::default(),
+            durability: Durability::default(),
             adopt: false,
             allow_owner: None,
             allow_remote: false,
@@ -146,6 +161,13 @@ impl Options {
     #[must_use]
     pub fn hard_links(mut self, hard_links: HardLinks) -> Self {
         self.hard_links = hard_links;
+        self
+    }
+
+    /// What is durable when a commit returns. Default [`Durability::Synced`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 

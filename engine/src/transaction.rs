@@ -18,7 +18,7 @@ use atomtree_vfs::{Access, Dir, File, Kind, Timestamp};
 
 use crate::commit::Receipt;
 use crate::error::{Error, ErrorKind, OnPath};
-use crate::options::{HardLinks, Symlinks};
+use crate::options::{Durability, HardLinks, Symlinks};
 use crate::resolve::{Pending, canonical, invalid_path, through_link};
 use crate::store::Shared;
 
@@ -47,6 +47,7 @@ pub struct Transaction {
     pub(crate) names: BTreeMap<TreePath, Name>,
     symlinks: Symlinks,
     hard_links: HardLinks,
+    pub(crate) durability: Durability,
     pub(crate) parents: Parents,
     /// By directory, whether it exists or not.
     defaults: HashMap<PathBuf, Arc<Defaults>>,
@@ -155,7 +156,7 @@ impl Transaction {
         let places = &shared.engine.places;
         let parents = Parents::new(places.root.clone()).on("read the metadata of", ".")?;
         let options = &shared.engine.options;
-        let (symlinks, hard_links) = (options.symlinks, options.hard_links);
+        let (symlinks, hard_links, durability) = (options.symlinks, options.hard_links, options.durability);
         let begun = places.vfs.now();
         Ok(Self {
             shared,
@@ -165,6 +166,7 @@ impl Transaction {
             names: BTreeMap::new(),
             symlinks,
             hard_links,
+            durability,
             parents,
             defaults: HashMap::new(),
         })
@@ -188,6 +190,11 @@ impl Transaction {
     /// What replacing a file with several hard links does from now on, instead of what the store's options say.
     pub fn set_hard_links(&mut self, hard_links: HardLinks) {
         self.hard_links = hard_links;
+    }
+
+    /// What is durable when this transaction's commit returns, instead of what the store's options say.
+    pub fn set_durability(&mut self, durability: Durability) {
+        self.durability = durability;
     }
 
     /// Gives the file at `path` this content, and makes it if it isn't there. An existing file keeps its mode, owner,
@@ -409,7 +416,8 @@ impl Transaction {
     ///
     /// # Durability
     /// When this returns `Ok`, the changes are in place and survive power loss. Until the next checkpoint, programs
-    /// that read the tree after a power cut and before recovery may find the files empty, old or torn.
+    /// that read the tree after a power cut and before recovery may find the files empty, old or torn; not with
+    /// [`Durability::Settled`].
     ///
     /// # Errors
     /// `conflict` if anything that was read or is replaced is no longer what was seen, and every other kind: nothing

@@ -123,6 +123,7 @@ fn plant_segments(sim: &Sim, bytes: &[u8]) {
                 (id, offset) = (u32::from(input.byte() % 5), 4096);
                 (epoch, lsn) = (input.number(), if input.byte() % 2 == 0 { lsn } else { input.number() });
                 let state = if input.byte() % 4 == 3 { State::Free } else { State::Active };
+                let closed = if input.byte() % 4 == 3 { input.number() } else { 0 };
                 let length = if input.byte() == 77 { input.number() } else { SEGMENT_BYTES };
                 let header = Header {
                     log: ID,
@@ -132,6 +133,7 @@ fn plant_segments(sim: &Sim, bytes: &[u8]) {
                     epoch: Epoch(epoch),
                     first_lsn: Lsn(lsn),
                     link,
+                    closed: Lsn(closed),
                 };
                 let segment = segments.entry(id).or_default();
                 segment.resize((length as usize).min(SEGMENT_BYTES as usize), 0);
@@ -146,7 +148,6 @@ fn plant_segments(sim: &Sim, bytes: &[u8]) {
                 let claimed = if flags & 64 == 0 { payload.len() as u64 } else { input.number() };
                 let header = FrameHeader {
                     kind: NonZeroU8::new(flags & 7).unwrap_or(NonZeroU8::MIN),
-                    closed: flags & 8 != 0,
                     length: claimed as u32,
                     link: if flags & 16 == 0 { link } else { 7 },
                     epoch: Epoch(epoch),
@@ -306,7 +307,8 @@ fn victim() -> Victim {
 fn outside_of(sim: &Sim) -> BTreeMap<PathBuf, Node> {
     // The tree itself is left out because reading all of it takes most of a run's time.
     let names = sim.open_root(Path::new("/")).and_then(|root| root.list()).expect("it can be listed");
-    let names = names.into_iter().map(|entry| PathBuf::from(entry.name)).filter(|name| name != Path::new("root"));
+    let names =
+        names.into_iter().map(|entry| PathBuf::from(entry.name)).filter(|name| name != Path::new("root"));
     let mut tree = sim.tree("/outside");
     for name in names {
         let bytes = sim.read_file(Path::new("/").join(&name)).unwrap_or_default();
@@ -352,8 +354,8 @@ fn plant_records(sim: &Sim, slots: &str, bytes: &[u8]) {
                 vec![(applied.kind.code(), applied.head)]
             }
             2 => {
-                let record =
-                    Checkpoint { watermark: input.number(), next_tx: TransactionId(input.number()) }.payload();
+                let record = Checkpoint { watermark: input.number(), next_tx: TransactionId(input.number()) }
+                    .payload();
                 vec![(record.kind.code(), record.head)]
             }
             _ => transaction(&mut input, slots),
@@ -426,7 +428,9 @@ fn change(
     let after = match input.byte() % 4 {
         0 => After::Absent,
         1 => After::Dir { attributes: attributes.clone() },
-        _ => After::File { attributes: attributes.clone(), size, content: kept.clone(), inode: input.number() },
+        _ => {
+            After::File { attributes: attributes.clone(), size, content: kept.clone(), inode: input.number() }
+        }
     };
     let before = (input.byte() % 2 == 0).then(|| Image {
         kind: Kind::File,
@@ -438,6 +442,7 @@ fn change(
         captured: Timestamp(0),
         links: 1,
         mount: 0,
+        is_fixed: false,
         attributes,
         content: kept,
     });

@@ -523,13 +523,7 @@ pub fn explore(history: &History, effort: Effort) -> u64 {
     visited
 }
 
-fn explore_moment(
-    history: &History,
-    moment: &Moment,
-    allowed: &[Tree],
-    case: &Case,
-    effort: Effort,
-) -> u64 {
+fn explore_moment(history: &History, moment: &Moment, allowed: &[Tree], case: &Case, effort: Effort) -> u64 {
     let depth = case.crashes.len();
     let cuts = if depth == 0 { effort.cuts } else { 1 };
     let mut random = Random::new(history.seed ^ moment.operation << 20 ^ (depth as u64) << 50);

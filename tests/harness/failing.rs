@@ -8,8 +8,8 @@ use atomtree::vfs::sim::Sim;
 use atomtree::{ErrorKind, Store};
 
 use crate::crash::{
-    Crash, Meddle, Watch, check_stage_is_empty, commit, differences, judge, machine, open, recover,
-    step, tree_of,
+    Crash, Meddle, Watch, check_stage_is_empty, commit, differences, judge, machine, open, recover, step,
+    tree_of,
 };
 use crate::history::{History, Random, Step, Tree, generate_operations};
 
@@ -330,4 +330,3 @@ fn drop_or_close(store: Store, machine: &Sim, random: &mut Random) {
         check_stage_is_empty(machine).expect("a clean close leaves nothing in stage");
     }
 }
-

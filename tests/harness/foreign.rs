@@ -13,9 +13,7 @@ use atomtree::vfs::sim::Sim;
 use atomtree::vfs::{Access, File, Vfs};
 use atomtree::{ErrorKind, Store};
 
-use crate::crash::{
-    Crash, ROOT, Watch, differences, machine, open, quarantine_of, tree_of,
-};
+use crate::crash::{Crash, ROOT, Watch, differences, machine, open, quarantine_of, tree_of};
 use crate::history::{Entry, History, PATHS, Random, Settings, Tree, generate_operations_on};
 
 /// What the other program does to a file.
@@ -69,6 +67,16 @@ struct Editor {
 }
 
 impl Editor {
+    /// Opens what stands at the name now, for a write much later.
+    fn open_descriptor(&self, sim: &Sim) {
+        let path = format!("{ROOT}/{}", self.scenario.path);
+        let path = Path::new(&path);
+        let name = path.file_name().unwrap_or(OsStr::new(""));
+        let dir = sim.another_process().open_root(path.parent().unwrap_or(Path::new("/")));
+        let file = dir.and_then(|dir| dir.open_file(name, Access::ReadWrite));
+        *self.descriptor.lock().expect("nothing panics while it is held") = file.ok();
+    }
+
     fn is_done(&self) -> bool {
         *self.done.lock().expect("nothing panics while it is held")
     }
@@ -199,19 +207,16 @@ impl Scenario {
             }
         };
         let mut tree = history.initial.clone();
-        let mut outcome =
-            Outcome { allowed: vec![tree.clone()], conflicts: 0, kept: Vec::new(), operations: 0, store: None };
+        let mut outcome = Outcome {
+            allowed: vec![tree.clone()],
+            conflicts: 0,
+            kept: Vec::new(),
+            operations: 0,
+            store: None,
+        };
         // The store exists before anything is edited.
         open(Arc::new(sim.clone()), &self.settings).expect("a new store opens").close().expect("it closes");
-        if self.kind == Kind::OldDescriptor {
-            let path = format!("{ROOT}/{}", self.path);
-            let path = Path::new(&path);
-            let name = path.file_name().unwrap_or(OsStr::new(""));
-            let other = sim.another_process();
-            let dir = other.open_root(path.parent().unwrap_or(Path::new("/")));
-            let file = dir.and_then(|dir| dir.open_file(name, Access::ReadWrite));
-            *editor.descriptor.lock().expect("nothing panics while it is held") = file.ok();
-        }
+        editor.open_descriptor(sim);
         let first = sim.operations() + 1;
         if let Some((at, _)) = self.crash {
             sim.halt_at(first + at);
@@ -317,6 +322,9 @@ impl Scenario {
             cut |= matches!(crash, Crash::Cut(_));
             let mut machine = crash.of(&sim);
             trace.push(format!("{crash:?} leaves {:#?}", tree_of(&machine)));
+            if !matches!(self.when, When::InRun(_)) {
+                editor.open_descriptor(&machine);
+            }
             if self.when == When::AfterCrash {
                 editor.edit(&machine, None);
             }
@@ -400,7 +408,8 @@ impl Scenario {
         if self.crash.is_some() && again.recovery().redone != 0 {
             return Err(format!("the second open was not idle: {:#?}", again.recovery()));
         }
-        self.check(&after, &outcome.allowed, promised).map_err(|reason| format!("after all that: {reason}"))?;
+        self.check(&after, &outcome.allowed, promised)
+            .map_err(|reason| format!("after all that: {reason}"))?;
         let quarantined = promised && self.kind != Kind::Remove && !self.is_in_place(&after);
         Ok(Tally {
             conflicts: outcome.conflicts,
@@ -432,8 +441,7 @@ impl Scenario {
         if matching.is_empty() {
             return Err(format!("another name is wrong\n{}", differences(&found, &trees)));
         }
-        let edited =
-            matches!(&here, Some(Entry::File { content, .. }) if **content == self.content);
+        let edited = matches!(&here, Some(Entry::File { content, .. }) if **content == self.content);
         if edited || !promised {
             return Ok(());
         }
@@ -448,7 +456,10 @@ impl Scenario {
         if self.kind == Kind::Remove || kept {
             return Ok(());
         }
-        Err(format!("the edit of {} is lost; there is {here:?}, and in quarantine {quarantine:#?}", self.path))
+        Err(format!(
+            "the edit of {} is lost; there is {here:?}, and in quarantine {quarantine:#?}",
+            self.path
+        ))
     }
 }
 

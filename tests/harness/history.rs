@@ -86,7 +86,12 @@ impl fmt::Debug for Entry {
             Self::File { content, mode } => {
                 let shown = &content[..content.len().min(12)];
                 let zeros = content.iter().filter(|byte| **byte == 0).count();
-                write!(formatter, "{mode:04o} {} bytes {} ({zeros} zeros)", content.len(), shown.escape_ascii())
+                write!(
+                    formatter,
+                    "{mode:04o} {} bytes {} ({zeros} zeros)",
+                    content.len(),
+                    shown.escape_ascii()
+                )
             }
             Self::Dir(mode) => write!(formatter, "{mode:04o} directory"),
             Self::Other => formatter.write_str("neither file nor directory"),
@@ -154,9 +159,7 @@ impl Operation {
     pub fn perform(&self, transaction: &mut Transaction) -> Result<(), Error> {
         match self {
             Self::Write(path, bytes) => transaction.write(path, bytes.clone()),
-            Self::WriteWithMode(path, bytes, mode) => {
-                transaction.write_with_mode(path, bytes.clone(), *mode)
-            }
+            Self::WriteWithMode(path, bytes, mode) => transaction.write_with_mode(path, bytes.clone(), *mode),
             Self::Append(path, bytes) => transaction.append(path, bytes),
             Self::Patch(path, offset, bytes) => transaction.patch(path, *offset, bytes),
             Self::Remove(path) => transaction.remove(path),
@@ -277,8 +280,8 @@ impl History {
         let mut tree = initial.clone();
         let mut prelude = Vec::new();
         if random.percent(40) {
-            // Enough to reach the end of a segment of 64 KiB, or nearly.
-            for _ in 0..random.below(8) {
+            // Enough to reach the end of a segment of 64 KiB, or of several, or nearly.
+            for _ in 0..random.below(14) {
                 let length = 4000 + random.below(11_000) as usize;
                 let fill = vec![Operation::Write("fill", random.bytes(length))];
                 fill.iter().for_each(|operation| operation.perform_on(&mut tree));
@@ -348,9 +351,7 @@ pub fn generate_operations_on(
                 Operation::WriteWithMode(path, some_content(random), mode)
             }
             (10..12, _) => Operation::Append(path, some_content(random)),
-            (12..14, Some(length)) => {
-                Operation::Patch(path, random.below(length + 1), some_content(random))
-            }
+            (12..14, Some(length)) => Operation::Patch(path, random.below(length + 1), some_content(random)),
             (14..17, Some(_)) => Operation::Remove(path),
             (_, Some(_)) => Operation::Rename(path, *random.pick(paths)),
         };

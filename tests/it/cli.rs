@@ -11,8 +11,10 @@ mod hostile;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -102,7 +104,11 @@ impl Tree {
         let mut child =
             self.command(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take(), child.stdout.take().unwrap());
-        Batch { child, input, output: BufReader::new(output) }
+        let (sender, answers) = channel();
+        std::thread::spawn(move || {
+            BufReader::new(output).lines().try_for_each(|line| sender.send(line.unwrap()))
+        });
+        Batch { child, input, answers }
     }
 }
 
@@ -123,11 +129,14 @@ fn run(mut command: Command, input: &[u8]) -> Ran {
     }
 }
 
+/// How long a test waits for what should come at once.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A running batch.
 struct Batch {
     child: Child,
     input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
+    answers: Receiver<String>,
 }
 
 impl Batch {
@@ -136,9 +145,8 @@ impl Batch {
     }
 
     fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        without_ms(line.trim_end())
+        // One that never comes is a failed test, not a hanging one.
+        without_ms(&self.answers.recv_timeout(PATIENCE).expect("an answer comes"))
     }
 
     /// Closes its input and waits for its end.

@@ -12,4 +12,5 @@ mod kills;
 mod metadata;
 mod power_cuts;
 mod real_input;
+mod settled;
 mod tidy;

@@ -36,7 +36,9 @@
 //!
 //! # Not promised
 //!
-//! One process writes at a time; nothing here locks. A checksum finds accidents, not forgeries.
+//! One process writes at a time; nothing here locks. A checksum finds accidents, not forgeries. Each segment's header
+//! proves what came before it: a file that is removed or emptied is noticed if a later segment is there, and not if it
+//! was the newest of several.
 
 mod error;
 pub mod format;

@@ -406,7 +406,8 @@ impl Log {
     /// Writes the segments that hold `from` or anything later again: the accepted frames, same bytes at the same
     /// offsets, and their headers, and those of free segments; and syncs them. Needs no space, and may be repeated.
     ///
-    /// After a failed write-back the cache can show what the disk does not hold. This makes what was read true.
+    /// After a failed write-back the cache can show what the disk does not hold. This makes what was read true. The
+    /// scan is the one that [`Log::open`] returned, before anything was appended.
     pub fn rewrite(&mut self, scan: &Scan, from: Lsn) -> Result<(), Error> {
         self.check_poison()?;
         let active = self.active.id();

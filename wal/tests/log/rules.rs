@@ -90,7 +90,7 @@ fn stale_frames_of_former_uses_are_ignored() {
     add_spare(&mut log);
     let mut expected = Vec::new();
     for round in 0..30_u8 {
-        for index in 0..round % 5 + 1 {
+        for index in 0..=round % 5 {
             let payload = vec![round ^ index; 1000];
             append_synced(&mut log, &[&payload]);
             expected.push(payload);
