@@ -80,10 +80,16 @@ impl Engine {
         if used_now < used_bytes || self.add_spare()? {
             return Ok(());
         }
+        let turn = self.checkpoint_turn.lock();
         let mut commits = self.commits.lock();
+        if !self.unsettled.lock().transactions.is_empty() {
+            // Others were faster, and took the room that had been made. What they filled can be settled as well.
+            return Ok(());
+        }
+        // Now the log is as empty as it gets, but for its active segment.
         let is_worth_it = commits.log.active_bytes() > commits.log.options().segment_bytes / 8;
         if is_worth_it && commits.log.rotate().is_ok() {
-            drop(commits);
+            drop((commits, turn));
             return self.settle(true);
         }
         let reason = "the transaction does not fit into the log; raise log_bytes_max, or split it";
@@ -234,38 +240,39 @@ impl Engine {
             let mut commits = self.commits.lock();
             self.check_health()?;
             if self.unsettled.lock().transactions.is_empty() {
-                self.close_settled_log(&mut commits)?;
+                close_settled_log(&mut commits)?;
                 self.note_closed();
                 return Ok(());
             }
         }
     }
 
-    fn close_settled_log(&self, commits: &mut CommitState) -> Result<(), Error> {
-        if commits.is_closed {
-            return Ok(());
-        }
-        let log = atomtree_recovery::Error::Log;
-        if commits.log.active_bytes() > CLOSE_BYTES_MAX {
-            match commits.log.rotate() {
-                // Without a spare the next open reads more, and that is all.
-                Ok(()) | Err(atomtree_wal::Error::Full { .. }) => {}
-                Err(error) => return Err(log(error).into()),
-            }
-        }
-        let record = Checkpoint { watermark: commits.log.next_lsn().previous().0, next_tx: commits.next_tx };
-        let lsn = append_checkpoint(&mut commits.log, record).map_err(log)?;
-        commits.log.sync().map_err(log)?;
-        commits.log.retire(lsn).map_err(log)?;
-        commits.log.close().map_err(log)?;
-        commits.is_closed = true;
-        Ok(())
-    }
-
     pub(crate) fn stop_checkpointer(&self) {
         self.unsettled.lock().is_stopping = true;
         self.wake.notify_all();
     }
+}
+
+/// Says in a log in which everything is settled that nothing follows.
+fn close_settled_log(commits: &mut CommitState) -> Result<(), Error> {
+    if commits.is_closed {
+        return Ok(());
+    }
+    let log = atomtree_recovery::Error::Log;
+    if commits.log.active_bytes() > CLOSE_BYTES_MAX {
+        match commits.log.rotate() {
+            // Without a spare the next open reads more, and that is all.
+            Ok(()) | Err(atomtree_wal::Error::Full { .. }) => {}
+            Err(error) => return Err(log(error).into()),
+        }
+    }
+    let record = Checkpoint { watermark: commits.log.next_lsn().previous().0, next_tx: commits.next_tx };
+    let lsn = append_checkpoint(&mut commits.log, record).map_err(log)?;
+    commits.log.sync().map_err(log)?;
+    commits.log.retire(lsn).map_err(log)?;
+    commits.log.close().map_err(log)?;
+    commits.is_closed = true;
+    Ok(())
 }
 
 /// Starts the thread.

@@ -556,7 +556,7 @@ impl Engine {
         outcomes: &mut [Outcome],
     ) {
         let mut applier = Applier::new(&self.places, parents, &self.ballast, self.can_exchange, Lsn(0));
-        let mut applied = Vec::with_capacity(logged.len());
+        let mut finished = Vec::with_capacity(logged.len());
         let mut is_stuck = false;
         for (index, transaction) in logged {
             applier.set_lsn(transaction.lsn);
@@ -579,16 +579,16 @@ impl Engine {
                     Outcome::Failed(Error::CommittedNotApplied { tx, path, source })
                 }
             };
-            applied.push(transaction);
+            finished.push(transaction);
         }
         if is_stuck {
             // Nothing is settled any more by this process: recovery will.
             return;
         }
-        let through = applied.last().expect("there was one at least").lsn;
+        let through = finished.last().expect("there was one at least").lsn;
         // Only a hint for recovery, which finds out without it; if it can't be written, the next append says so.
         let _ = append_applied(&mut commits.log, Applied { through: through.0 });
-        self.note_applied(applied);
+        self.note_applied(finished);
     }
 
     /// Tells the checkpointer how full the log is.

@@ -95,7 +95,7 @@ impl Default for Options {
             adopt: false,
             allow_owner: None,
             allow_remote: false,
-            vfs: Arc::new(Os::default()),
+            vfs: Arc::new(Os),
         }
     }
 }

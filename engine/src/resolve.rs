@@ -4,7 +4,7 @@
 //! comes out has no symlink component, so that nothing later depends on where a link points by then.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -51,8 +51,31 @@ pub(crate) fn canonical(
         }
         Err(error) => return Err(error).on("open the directory of", asked.as_path()),
     }
-    let mut rest: VecDeque<OsString> = components(asked.as_bytes()).collect();
-    let mut done: Vec<OsString> = Vec::new();
+    walk(parents, asked, Vec::new(), components(asked.as_bytes()).collect(), pending)
+}
+
+/// The path that a final symlink at the canonical path `link` leads to, itself not followed any further.
+pub(crate) fn through_link(
+    parents: &mut Parents,
+    link: &TreePath,
+    target: &OsStr,
+    pending: impl Fn(&TreePath) -> Option<Pending>,
+) -> Result<TreePath, Error> {
+    let mut done: Vec<OsString> = components(link.as_bytes()).collect();
+    done.pop();
+    let mut rest = VecDeque::new();
+    splice(link, target, &mut rest)?;
+    walk(parents, link, done, rest, pending)
+}
+
+/// Goes on from the canonical directory `done`, one component of `rest` after another.
+fn walk(
+    parents: &mut Parents,
+    asked: &TreePath,
+    mut done: Vec<OsString>,
+    mut rest: VecDeque<OsString>,
+    pending: impl Fn(&TreePath) -> Option<Pending>,
+) -> Result<TreePath, Error> {
     let mut links = 0;
     while let Some(component) = rest.pop_front() {
         match component.as_bytes() {
@@ -102,25 +125,7 @@ pub(crate) fn canonical(
     join(asked, &done)
 }
 
-/// The path that a final symlink at `link` with this target leads to.
-pub(crate) fn through_link(link: &TreePath, target: &OsString) -> Result<TreePath, Error> {
-    let mut rest = VecDeque::new();
-    splice(link, target, &mut rest)?;
-    let mut done: Vec<OsString> = components(link.as_bytes()).collect();
-    done.pop();
-    for component in rest {
-        match component.as_bytes() {
-            b"." => {}
-            // Safe without looking: the link's own directory is canonical. What follows is resolved again.
-            b".." if done.pop().is_none() => return Err(outside(link)),
-            b".." => {}
-            _ => done.push(component),
-        }
-    }
-    join(link, &done)
-}
-
-fn splice(asked: &TreePath, target: &OsString, rest: &mut VecDeque<OsString>) -> Result<(), Error> {
+fn splice(asked: &TreePath, target: &OsStr, rest: &mut VecDeque<OsString>) -> Result<(), Error> {
     if target.as_bytes().starts_with(b"/") {
         return Err(outside(asked));
     }

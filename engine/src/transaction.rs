@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -237,8 +238,13 @@ impl Transaction {
         if !self.is_file(&path) {
             return self.write_file(path.as_path(), NewContent::Bytes(content.to_vec()), mode);
         }
-        self.edit(&path, |size| Ok(size), content)?;
-        self.override_mode(&path, mode)
+        self.edit(&path, Ok, content)?;
+        if let (Some(mode), Now::File(file)) =
+            (mode, &mut self.names.get_mut(&path).expect("it was touched").now)
+        {
+            file.attributes.mode = mode;
+        }
+        Ok(())
     }
 
     /// Overwrites the file at `path` from byte `offset` on, extending it where needed.
@@ -434,15 +440,8 @@ impl Transaction {
     /// Resolves a path and takes a first look at what stands there, which must not be a directory.
     fn touch_file(&mut self, asked: &Path, purpose: Purpose) -> Result<TreePath, Error> {
         let mut path = TreePath::new(asked).map_err(|source| invalid_path(asked, source))?;
+        path = canonical(&mut self.parents, &path, |path| pending(&self.names, path))?;
         for _ in 0..SYMLINKS_MAX {
-            path = canonical(&mut self.parents, &path, |path| {
-                Some(match &self.names.get(path)?.now {
-                    Now::Dir(_) => Pending::Dir,
-                    Now::File(_) => Pending::File,
-                    Now::Absent => Pending::Absent,
-                    Now::Original => return None,
-                })
-            })?;
             if !self.names.contains_key(&path) {
                 self.look(&path)?;
             }
@@ -451,7 +450,10 @@ impl Transaction {
                     self.check_touched(&path, purpose)?;
                     return Ok(path);
                 }
-                Some(target) => path = target,
+                Some(target) => {
+                    path =
+                        through_link(&mut self.parents, &path, &target, |path| pending(&self.names, path))?;
+                }
             }
         }
         Err(Error::refused(ErrorKind::InvalidPath, asked, "symlinks lead in a circle"))
@@ -516,7 +518,7 @@ impl Transaction {
     }
 
     /// Where a final symlink leads, if one stands there and is to be followed.
-    fn link_target(&mut self, path: &TreePath, purpose: Purpose) -> Result<Option<TreePath>, Error> {
+    fn link_target(&mut self, path: &TreePath, purpose: Purpose) -> Result<Option<OsString>, Error> {
         let Name { now: Now::Original, original: Some(Image { kind: Kind::Symlink, content, .. }), .. } =
             &self.names[path]
         else {
@@ -531,7 +533,7 @@ impl Transaction {
         let target = std::ffi::OsStr::from_bytes(target).to_owned();
         // The link itself was read: if it leads elsewhere by then, this transaction is a conflict.
         self.names.get_mut(path).expect("it was touched").is_read = true;
-        through_link(path, &target).map(Some)
+        Ok(Some(target))
     }
 
     /// Refuses what the operation cannot act on.
@@ -649,15 +651,6 @@ impl Transaction {
         }
     }
 
-    fn override_mode(&mut self, path: &TreePath, mode: Option<u32>) -> Result<(), Error> {
-        if let (Some(mode), Now::File(file)) =
-            (mode, &mut self.names.get_mut(path).expect("it was touched").now)
-        {
-            file.attributes.mode = mode;
-        }
-        Ok(())
-    }
-
     /// What creating the name in place would give it.
     fn default_attributes(
         &mut self,
@@ -728,6 +721,16 @@ enum Purpose {
     Remove,
     /// The content goes on under another name, in another inode.
     Move,
+}
+
+/// What the transaction itself makes of a name; `None` if it leaves that to the disk.
+fn pending(names: &BTreeMap<TreePath, Name>, path: &TreePath) -> Option<Pending> {
+    match names.get(path)?.now {
+        Now::Dir(_) => Some(Pending::Dir),
+        Now::File(_) => Some(Pending::File),
+        Now::Absent => Some(Pending::Absent),
+        Now::Original => None,
+    }
 }
 
 fn check_mode(path: &Path, mode: Option<u32>) -> Result<(), Error> {

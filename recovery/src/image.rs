@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use atomtree_vfs::{Access, Dir, File, Kind, Metadata, SECTOR_BYTES, Timestamp, Vfs, Xattr};
+use atomtree_vfs::{Access, Dir, File, Identity, Kind, Metadata, SECTOR_BYTES, Timestamp, Vfs, Xattr};
 use serde::{Deserialize, Serialize};
 
 /// BLAKE3 of a content.
@@ -143,15 +143,14 @@ impl Attributes {
         Ok(())
     }
 
-    /// Whether every single item is the one in `self`, in `other`, or what a file has that was just created (0600,
-    /// nothing else): then a cut took part of our own changes, and nobody else touched it.
-    pub fn is_mix(found: &Self, own: &[&Self], created_uid: u32, created_gid: u32) -> bool {
-        let mode = found.mode == 0o600 || own.iter().any(|a| a.mode == found.mode);
-        let owner = (found.uid, found.gid) == (created_uid, created_gid)
-            || own.iter().any(|a| (a.uid, a.gid) == (found.uid, found.gid))
-            || own.iter().any(|a| a.gid == found.gid && found.uid == created_uid);
-        let known = found.xattrs.iter().all(|xattr| own.iter().any(|a| a.xattrs.contains(xattr)));
-        mode && owner && known
+    /// Whether every single item of `found` is one of the `logged` ones, or what a file has that `creator` has just
+    /// created (mode 0600, nothing else): then a cut took part of our own changes, and nobody else touched it.
+    pub fn is_mix(found: &Self, logged: &[&Self], creator: &Identity) -> bool {
+        let mode = found.mode == 0o600 || logged.iter().any(|one| one.mode == found.mode);
+        let user = found.uid == creator.uid || logged.iter().any(|one| one.uid == found.uid);
+        let group = found.gid == creator.gid || logged.iter().any(|one| one.gid == found.gid);
+        let xattrs = found.xattrs.iter().all(|xattr| logged.iter().any(|one| one.xattrs.contains(xattr)));
+        mode && user && group && xattrs
     }
 }
 

@@ -132,8 +132,11 @@ fn check_owner(path: &str, found: u32, owner: u32) -> Result<(), Error> {
     })
 }
 
+/// The permission bits that nobody but the owner has a use for.
+const GROUP_AND_OTHERS: u32 = 0o077;
+
 fn check_closed(path: &str, mode: u32, wanted: &str) -> Result<(), Error> {
-    if mode & 0o077 == 0 {
+    if mode & GROUP_AND_OTHERS == 0 {
         return Ok(());
     }
     Err(Error::Permission {

@@ -368,7 +368,7 @@ pub struct DecodeError {
 ///
 /// # Errors
 /// A payload whose checksum holds but whose meaning doesn't: written by another program, or by hand.
-pub fn decode<'a>(lsn: Lsn, kind: NonZeroU8, payload: Cow<'a, [u8]>) -> Result<Record<'a>, DecodeError> {
+pub fn decode(lsn: Lsn, kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, DecodeError> {
     decode_parts(kind, payload).map_err(|reason| DecodeError { lsn, reason })
 }
 
@@ -386,7 +386,7 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
         RecordKind::Image => {
             let head: ImageHead<'static> = decode_head(head)?;
             let path = TreePath::from_bytes(&head.path).map_err(|error| error.to_string())?;
-            let content = content_of(head.content, head.size, tail(payload, at))?;
+            let content = content_of(&head.content, head.size, tail(payload, at))?;
             let image = Image {
                 kind: if head.symlink { Kind::Symlink } else { Kind::File },
                 inode: head.inode,
@@ -419,7 +419,7 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
                 AfterHead::File { attributes, size, content, inode } => After::File {
                     attributes: attributes.into_owned(),
                     size,
-                    content: content_of(content, size, tail(payload, at))?,
+                    content: content_of(&content, size, tail(payload, at))?,
                     inode,
                 },
             };
@@ -443,12 +443,12 @@ fn tail(payload: Cow<'_, [u8]>, at: usize) -> Cow<'_, [u8]> {
     }
 }
 
-fn content_of(head: ContentHead, size: u64, bytes: Cow<'_, [u8]>) -> Result<Content<'_>, String> {
+fn content_of<'a>(head: &ContentHead, size: u64, bytes: Cow<'a, [u8]>) -> Result<Content<'a>, String> {
     match head {
         ContentHead::Inline if bytes.len() as u64 == size => Ok(Content::Inline(bytes)),
         ContentHead::Inline => Err(format!("{} bytes of content, {size} expected", bytes.len())),
         _ if !bytes.is_empty() => Err("content where a digest was promised".into()),
-        ContentHead::Digest(digest) => Ok(Content::Digest(digest)),
+        ContentHead::Digest(digest) => Ok(Content::Digest(*digest)),
         ContentHead::Unread => Ok(Content::Unread),
     }
 }

@@ -6,11 +6,10 @@
 //! anywhere in here leads to the same end when it runs again, because the log is retired last.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
 
-use atomtree_vfs::{Access, Dir, File, Kind};
+use atomtree_vfs::{Access, File, Kind};
 use atomtree_wal::{Log, Lsn, Scan};
 
 use crate::analyze::{Analysis, Committed, analyze, watermark};
@@ -326,7 +325,7 @@ impl<'a> Repair<'a> {
                 before.into_iter().chain(after)
             })
             .collect();
-        if Attributes::is_mix(found, &logged, identity.uid, identity.gid) {
+        if Attributes::is_mix(found, &logged, &identity) {
             return Ok(goal.clone());
         }
         self.report.metadata_kept.push(change.path.clone());
@@ -410,7 +409,7 @@ impl<'a> Repair<'a> {
             let stage = self.recovery.stage.dir();
             match stage.rename(&slot.os_name(), &*self.recovery.places.quarantine, &name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    stage.remove_file(&slot.os_name())?
+                    stage.remove_file(&slot.os_name())?;
                 }
                 result => result?,
             }
@@ -485,18 +484,4 @@ enum Source {
     OwnSlot(Slot),
     /// Under another name, from where it is copied.
     Elsewhere(Arc<dyn File>),
-}
-
-/// Whether a name in `stage/` is worth opening; used by verification as well.
-pub fn is_slot_dir(name: &OsStr) -> bool {
-    name.to_str().is_some_and(|name| Slot { dir: name.to_owned(), name: "0".into() }.is_valid())
-}
-
-/// The directory that a slot lies in; `None` if it is gone.
-pub fn slot_dir(places: &Places, slot: &Slot) -> io::Result<Option<Arc<dyn Dir>>> {
-    match places.stage.open_dir(slot.dir.as_ref()) {
-        Ok(dir) => Ok(Some(dir)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -132,7 +132,7 @@ impl TreePath {
 
     /// How many components it has.
     pub fn depth(&self) -> usize {
-        self.0.iter().filter(|&&byte| byte == b'/').count() + 1
+        self.0.split(|&byte| byte == b'/').count()
     }
 }
 

@@ -1,14 +1,14 @@
 //! Looks at everything in a store and changes nothing.
 
-use atomtree_vfs::Kind;
+use std::io;
+
 use atomtree_wal::{Tail, scan};
 
-use crate::analyze::{Analysis, analyze};
-use crate::error::Error;
-use crate::image::Slot;
+use crate::analyze::analyze;
+use crate::error::{Doing, Error};
 use crate::manifest;
 use crate::places::{Places, StoreFile};
-use crate::recover::slot_dir;
+use crate::stage::LOCK_FILE;
 
 /// What verification found.
 #[derive(Debug, Default)]
@@ -35,19 +35,8 @@ pub struct Verification {
 /// Only what keeps it from looking; what is damaged is listed in [`Verification::problems`].
 pub fn verify(places: &Places) -> Result<Verification, Error> {
     let mut found = Verification::default();
-    match StoreFile::read(&*places.store) {
-        Ok((store, _)) => match scan(&*places.wal, store.id) {
-            Ok(scan) => {
-                found.closed = scan.tail() == Tail::Closed;
-                found.torn = scan.tail().is_torn();
-                match analyze(&scan) {
-                    Ok(analysis) => check_contents(places, &analysis, &mut found)?,
-                    Err(error) => found.problems.push(error),
-                }
-            }
-            Err(error) => found.problems.push(error.into()),
-        },
-        Err(error) => found.problems.push(error),
+    if let Err(error) = check_log(places, &mut found) {
+        found.problems.push(error);
     }
     for name in manifest::list(&*places.history)? {
         match manifest::read(&*places.history, &name) {
@@ -55,21 +44,27 @@ pub fn verify(places: &Places) -> Result<Verification, Error> {
             Err(error) => found.problems.push(error),
         }
     }
-    use crate::error::Doing;
     found.quarantined = places.quarantine.list().doing("list", "quarantine")?.len() as u64;
-    for dir in places.stage.list().doing("list", "stage")? {
-        let slot = Slot { dir: dir.name.to_string_lossy().into_owned(), name: String::new() };
-        if dir.kind == Kind::Dir
-            && let Some(dir) = slot_dir(places, &slot).doing("open", &format!("stage/{}", slot.dir))?
-        {
-            found.slots += dir.list().doing("list", "stage")?.len().saturating_sub(1) as u64;
+    for entry in places.stage.list().doing("list", "stage")? {
+        let name = entry.name.to_string_lossy();
+        match places.stage.open_dir(name.as_ref().as_ref()) {
+            // A process that closes the store removes its directory meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => {
+                let dir = result.doing("open", &format!("stage/{name}"))?;
+                let files = dir.list().doing("list", &format!("stage/{name}"))?;
+                found.slots += files.iter().filter(|file| file.name != LOCK_FILE).count() as u64;
+            }
         }
     }
     Ok(found)
 }
 
-/// A content by reference must be somewhere until its transaction is settled.
-fn check_contents(_places: &Places, analysis: &Analysis<'_>, found: &mut Verification) -> Result<(), Error> {
-    found.unsettled = analysis.unsettled().count() as u64;
+fn check_log(places: &Places, found: &mut Verification) -> Result<(), Error> {
+    let (store, _) = StoreFile::read(&*places.store)?;
+    let scan = scan(&*places.wal, store.id)?;
+    found.closed = scan.tail() == Tail::Closed;
+    found.torn = scan.tail().is_torn();
+    found.unsettled = analyze(&scan)?.unsettled().count() as u64;
     Ok(())
 }
