@@ -231,7 +231,9 @@ pub fn tree_path(bytes: &[u8]) {
 
 fn check_path(path: &TreePath) {
     let components: Vec<&[u8]> = path.as_bytes().split(|byte| *byte == b'/').collect();
-    components.iter().for_each(|component| check_name(component));
+    for component in &components {
+        check_name(component);
+    }
     assert!(!components[0].eq_ignore_ascii_case(b".atomtree"));
     assert_eq!(path.as_path().components().count(), components.len());
     assert_eq!(path.depth(), components.len());
@@ -418,7 +420,7 @@ fn change(
     let contents: [&'static [u8]; 5] =
         [b"third!", b"second", b"first content of a", b"", b"content of the fuzzer"];
     let content = contents[usize::from(input.byte()) % contents.len()];
-    let by_digest = input.byte() % 4 == 0;
+    let by_digest = input.byte().is_multiple_of(4);
     let kept = if by_digest {
         Content::Digest(Digest::of(content))
     } else {
@@ -432,7 +434,7 @@ fn change(
             After::File { attributes: attributes.clone(), size, content: kept.clone(), inode: input.number() }
         }
     };
-    let before = (input.byte() % 2 == 0).then(|| Image {
+    let before = input.byte().is_multiple_of(2).then(|| Image {
         kind: Kind::File,
         inode: input.number(),
         born: None,

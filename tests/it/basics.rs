@@ -97,7 +97,9 @@ pub(crate) fn look(path: &Path) -> Seen {
     let (content, xattrs) = if metadata.is_file() {
         let dir = Os.open_root(path.parent().unwrap()).unwrap();
         match dir.open_file(path.file_name().unwrap(), Access::Read) {
-            Err(error) if error.kind() == ErrorKindOfIo::PermissionDenied => (b"unreadable".into(), Vec::new()),
+            Err(error) if error.kind() == ErrorKindOfIo::PermissionDenied => {
+                (b"unreadable".into(), Vec::new())
+            }
             file => (fs::read(path).unwrap(), xattrs(file.unwrap().xattrs().unwrap())),
         }
     } else if metadata.is_dir() {
@@ -520,7 +522,8 @@ fn a_transaction_that_fits_into_the_log_is_never_refused() {
     }
     let before = tree(scratch.path());
     let too_large = commit(&store, |tx| {
-        (0..2500).try_for_each(|f| tx.write(format!("dir/{f:0>200}"), "a name and its attributes count as well"))
+        (0..2500)
+            .try_for_each(|f| tx.write(format!("dir/{f:0>200}"), "a name and its attributes count as well"))
     });
     assert_eq!(kind_of(too_large), ErrorKind::NoSpace);
     assert_eq!(tree(scratch.path()), before);
@@ -619,7 +622,8 @@ fn close_while_others_commit() {
                     scope.spawn(move || {
                         (1..)
                             .take_while(|n| {
-                                let result = commit(&store, |tx| tx.write(format!("f{thread}"), n.to_string()));
+                                let result =
+                                    commit(&store, |tx| tx.write(format!("f{thread}"), n.to_string()));
                                 if let Err(error) = &result {
                                     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
                                 }
@@ -638,7 +642,10 @@ fn close_while_others_commit() {
             let found = fs::read_to_string(scratch.path().join(format!("f{thread}"))).unwrap();
             assert_eq!(found, last.to_string());
         }
-        assert!(inspect(scratch.path()).status().unwrap().is_clean, "no commit comes after the closing record");
+        assert!(
+            inspect(scratch.path()).status().unwrap().is_clean,
+            "no commit comes after the closing record"
+        );
         assert_eq!(stage_of(scratch.path()), Vec::<PathBuf>::new());
         let again = small().open(scratch.path()).unwrap();
         assert_eq!(*again.recovery(), RecoveryReport::default());
@@ -751,8 +758,7 @@ fn history_knows_each_transaction_before_and_after_a_checkpoint() {
         assert_eq!((first.label.as_deref(), first.agent.as_deref()), (Some("why"), Some("who")));
         assert!(past.iter().all(|past| past.is_settled == is_settled), "{past:?}");
         let change = |path: &[u8]| first.changes.iter().find(|change| change.path == path).unwrap();
-        let (before, after) =
-            (change(b"a").before.as_ref().unwrap(), change(b"a").after.as_ref().unwrap());
+        let (before, after) = (change(b"a").before.as_ref().unwrap(), change(b"a").after.as_ref().unwrap());
         assert_eq!((before.size, after.size), (3, 5));
         assert_eq!(before.digest.unwrap().0, *blake3::hash(b"old").as_bytes());
         assert_eq!(after.digest.unwrap().0, *blake3::hash(b"newer").as_bytes());
@@ -955,15 +961,16 @@ fn random_operations_agree_with_a_model() {
             let was_file = |path: &str| matches!(model.0.get(path), Some(Node::File(_)));
             let mut expected_state = next.clone();
             let mut expected = expected_state.step(&operation);
-            let becomes_dir = operation.target().is_some_and(|path| {
-                path.match_indices('/').any(|(at, _)| was_file(&path[..at]))
-            });
+            let becomes_dir = operation
+                .target()
+                .is_some_and(|path| path.match_indices('/').any(|(at, _)| was_file(&path[..at])));
             if expected.is_ok() && becomes_dir {
                 expected = Err(ErrorKind::Unsupported);
             }
             let found = operation.run(&mut tx).map_err(|error| error.kind());
             log.push(operation);
-            let short: Vec<String> = log.iter().map(|op| format!("{op:.0?}").chars().take(60).collect()).collect();
+            let short: Vec<String> =
+                log.iter().map(|op| format!("{op:.0?}").chars().take(60).collect()).collect();
             assert_eq!(found, expected, "round {round}: {short:#?}");
             if expected.is_ok() {
                 next = expected_state;
@@ -1024,7 +1031,10 @@ fn own_files_are_private() {
             count += 1;
             if metadata.is_dir() {
                 dirs.push(path);
-            } else if !path.strip_prefix(scratch.path().join(".atomtree/stage")).is_ok_and(|slot| slot.file_name().unwrap() != "lock") {
+            } else if !path
+                .strip_prefix(scratch.path().join(".atomtree/stage"))
+                .is_ok_and(|slot| slot.file_name().unwrap() != "lock")
+            {
                 // Originals in slots keep their own mode, behind a closed directory.
                 assert_eq!(metadata.mode() & 0o7777, 0o600, "{}", path.display());
             }

@@ -83,7 +83,9 @@ fn overlapping_commits_are_serial() {
                     let mut choice = seed ^ thread;
                     let mut moved = 0;
                     for _ in 0..240 / threads {
-                        choice = choice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        choice = choice
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
                         let (from, to) = ((choice >> 33) % accounts, (choice >> 43) % accounts);
                         let result = store.transact(|tx| {
                             let mut balance = |name: &str| -> Result<i64, atomtree::Error> {
@@ -136,9 +138,16 @@ fn readers_never_miss_a_name() {
                     while !is_done.load(Ordering::Relaxed) {
                         for name in names {
                             let text = fs::read_to_string(root.join(name)).expect("the name always exists");
-                            assert!(text.len() >= 100 && text.len().is_multiple_of(10), "{} bytes", text.len());
+                            assert!(
+                                text.len() >= 100 && text.len().is_multiple_of(10),
+                                "{} bytes",
+                                text.len()
+                            );
                             let first = &text[..10];
-                            assert!(text.as_bytes().chunks(10).all(|chunk| chunk == first.as_bytes()), "torn");
+                            assert!(
+                                text.as_bytes().chunks(10).all(|chunk| chunk == first.as_bytes()),
+                                "torn"
+                            );
                         }
                         if reader == 0 {
                             let listed = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name());
@@ -154,8 +163,10 @@ fn readers_never_miss_a_name() {
         let start = Instant::now();
         for n in 1.. {
             let length = if n % 20 == 0 { 2 << 20 } else { 100 + 10 * (n % 900) };
-            commit(&store, |tx| names.iter().try_for_each(|name| tx.write(name, content(n, length / 10 * 10))))
-                .unwrap();
+            commit(&store, |tx| {
+                names.iter().try_for_each(|name| tx.write(name, content(n, length / 10 * 10)))
+            })
+            .unwrap();
             if start.elapsed() > Duration::from_secs(2) && n > 40 || readers.iter().any(|r| r.is_finished()) {
                 break;
             }
@@ -174,10 +185,8 @@ fn readers_never_miss_a_name() {
 #[test]
 fn checkpoints_and_commits_go_together() {
     for checkpoints in [Checkpoints::Background, Checkpoints::Manual] {
-        let options = small()
-            .log_bytes_max(256 << 10)
-            .settle_after(Duration::from_millis(1))
-            .checkpoints(checkpoints);
+        let options =
+            small().log_bytes_max(256 << 10).settle_after(Duration::from_millis(1)).checkpoints(checkpoints);
         let (scratch, store) = opened(options);
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -242,7 +251,9 @@ fn inspection_beside_committers_sees_no_damage() {
         let _done = SetOnDrop(&is_done);
         let start = Instant::now();
         let mut last = 0;
-        while start.elapsed() < Duration::from_secs(2) && !committers.iter().any(|thread| thread.is_finished()) {
+        while start.elapsed() < Duration::from_secs(2)
+            && !committers.iter().any(|thread| thread.is_finished())
+        {
             let status = inspection.status().unwrap();
             assert!(status.last_tx.0 >= last, "{} after {last}", status.last_tx);
             last = status.last_tx.0;

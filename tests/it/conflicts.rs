@@ -251,7 +251,9 @@ fn the_first_committer_wins() {
                 assert_eq!(tree(root), before);
             }
             commit(&store, |tx| {
-                ["b", "c"].iter().try_for_each(|name| if tx.is_present(name)? { tx.remove(name) } else { Ok(()) })
+                ["b", "c"]
+                    .iter()
+                    .try_for_each(|name| if tx.is_present(name)? { tx.remove(name) } else { Ok(()) })
             })
             .unwrap();
         }
@@ -332,7 +334,8 @@ fn there_are_no_false_conflicts() {
         .unwrap_or_else(|error| panic!("round {n}: {error}"));
     }
     for n in 0..2000 {
-        commit(&store, |tx| tx.write("a", format!("{n}"))).unwrap_or_else(|error| panic!("commit {n}: {error}"));
+        commit(&store, |tx| tx.write("a", format!("{n}")))
+            .unwrap_or_else(|error| panic!("commit {n}: {error}"));
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), "1999");
     store.close().unwrap();

@@ -200,6 +200,67 @@ fn no_segment_is_freed_before_the_originals_it_explains_are_compared() {
     }
 }
 
+/// Goal: what recovery took out of the tree is compared once more before it is unlinked. Method: recovery replaces a
+/// file that a commit could not; right after, another program writes to it through a descriptor that it opened before.
+#[test]
+fn recovery_keeps_what_is_written_to_a_file_that_it_took_out() {
+    let edit = b"written through an old descriptor";
+    let (history, sim) = machine_with_a(b"the original");
+    let watch = Watch::new(&sim, None);
+    let store = open(watch.vfs(), &history.settings).expect("a new store opens");
+    watch.start();
+    commit(&store, &[Operation::Write("a", b"ours".to_vec())]).expect("nothing is in the way");
+    let moments = watch.finish();
+    let is_applied = |moment: &Moment| moment.machine.read_file("/tree/a").as_deref() == Some(b"ours");
+    let applied = moments.iter().position(is_applied).expect("it was applied");
+    let killed = moments[applied - 1].machine.kill();
+    let root = killed.another_process().open_root(Path::new("/tree")).expect("it is there");
+    let old = root.open_file(OsStr::new("a"), Access::ReadWrite).expect("it is there");
+    let written = AtomicU64::new(0);
+    let write = move |sim: &Sim, _: u64, _: &Call| {
+        let is_out = sim.read_file("/tree/a").as_deref() == Some(b"ours");
+        if is_out && written.fetch_add(1, Ordering::Relaxed) == 0 {
+            old.write_at(&[IoSlice::new(edit)], 0).expect("the file is still there");
+        }
+        None
+    };
+    let watch = Watch::new(&killed, Some(Box::new(write)));
+    let store = open(watch.vfs(), &history.settings).expect("recovery succeeds");
+    assert_eq!(store.recovery().quarantined.len(), 1);
+    let quarantine: Vec<Entry> = quarantine_of(&killed).into_values().collect();
+    assert_eq!(quarantine, [Entry::file(edit.to_vec(), 0o644)]);
+}
+
+/// Goal: segments are freed one after another, the oldest first, so that the log never has a hole. Method: a checkpoint
+/// frees two at once, and the power is cut before each of its operations in many ways.
+#[test]
+fn segments_are_freed_without_a_hole() {
+    let (history, sim) = machine_with_a(b"");
+    let watch = Watch::new(&sim, None);
+    let store = open(watch.vfs(), &history.settings).expect("a new store opens");
+    let fill = |number| {
+        let fill = Random::new(number).bytes(15_000);
+        commit(&store, &[Operation::Write("fill", fill)]).expect("nothing is in the way");
+    };
+    // The log grows to all the segments that it may have; then two of them fill up.
+    (0..20).for_each(fill);
+    store.checkpoint().expect("nothing fails");
+    (20..29).for_each(fill);
+    watch.start();
+    store.checkpoint().expect("nothing fails");
+    let moments = watch.finish();
+    let expected = tree_of(&sim);
+    for moment in moments {
+        for seed in 0..60 {
+            let cut = moment.machine.power_cut(seed);
+            if let Err(error) = open(Arc::new(cut.clone()), &history.settings) {
+                panic!("cut {seed} before operation {}: {error}", moment.operation);
+            }
+            assert_eq!(tree_of(&cut), expected, "cut {seed} before operation {}", moment.operation);
+        }
+    }
+}
+
 /// Goal: an edit that is newer than a change stays at its name, one that is older gives way, and both are reported.
 /// Method: a file is edited after it was replaced, or before it could be; then everything is killed.
 #[test]

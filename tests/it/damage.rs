@@ -276,9 +276,9 @@ fn a_damaged_store_file_is_refused() {
             }
             Verdict::Accepted => panic!("{what} is accepted"),
         };
-        for at in 0..bytes.len() {
+        for (at, byte) in bytes.iter().enumerate() {
             let sim = whole.kill();
-            overwrite(&sim, &path, at as u64, &[bytes[at] ^ 1 << (at % 8)]);
+            overwrite(&sim, &path, at as u64, &[byte ^ 1 << (at % 8)]);
             refused(&sim, &format!("byte {at}"));
             let sim = whole.kill();
             cut(&sim, &path, at as u64);
@@ -353,8 +353,8 @@ fn other_files_of_the_store_do_not_matter() {
 #[test]
 fn saved_fuzzer_inputs() {
     let saved = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    let targets: [(&str, fn(&[u8])); 5] = [
-        ("frame", targets::frame),
+    let targets = [
+        ("frame", targets::frame as fn(&[u8])),
         ("log", targets::log),
         ("record", targets::record),
         ("tree_path", targets::tree_path),

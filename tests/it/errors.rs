@@ -272,7 +272,10 @@ fn hard_links_are_not_broken_unasked() {
         tx.append("one", "z")
     })
     .unwrap();
-    assert_eq!((fs::read(root.join("one")).unwrap(), fs::read(root.join("two")).unwrap()), (b"xz".into(), b"x".into()));
+    assert_eq!(
+        (fs::read(root.join("one")).unwrap(), fs::read(root.join("two")).unwrap()),
+        (b"xz".into(), b"x".into())
+    );
     // Removing a name leaves the other one alone.
     fs::hard_link(root.join("two"), root.join("three")).unwrap();
     commit(&store, |tx| tx.remove("two")).unwrap();
@@ -360,7 +363,8 @@ pub(crate) fn as_user(uid: u32, command: &mut Command) -> Option<String> {
         println!("skipped: user {uid} may not run {}", command.get_program().display());
         return None;
     }
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     Some(text)
 }
@@ -609,7 +613,11 @@ fn fill(root: &Path, left: usize) -> PathBuf {
 fn a_full_file_system_refuses_and_recovers() {
     let Some(mount) = Mount::tmpfs("size=6m,nr_inodes=400") else { return };
     let root = mount.0.path();
-    let store = small().log_bytes_max(256 << 10).settle_after(std::time::Duration::from_millis(20)).open(root).unwrap();
+    let store = small()
+        .log_bytes_max(256 << 10)
+        .settle_after(std::time::Duration::from_millis(20))
+        .open(root)
+        .unwrap();
     for (margin, pages) in [(0, 1), (4096, 3), (40_960, 20), (400_000, 200), (0, 0)] {
         commit(&store, |tx| {
             tx.write("file", "content")?;
@@ -795,8 +803,8 @@ fn running_out_of_descriptors_changes_nothing() {
         );
         let output =
             Command::new("sh").args(["-c", &script]).env("ATOMTREE_CHILD", scratch.path()).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned()
-            + &String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "limit {limit}: {text}");
         passed += usize::from(text.contains("passed"));
         let store = small().open(scratch.path()).unwrap();

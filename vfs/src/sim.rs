@@ -276,7 +276,7 @@ impl Sim {
         self.state.lock().clock_ns += ns;
     }
 
-    /// Sets how far the clock moves by itself with each operation and each look at it; 1 µs by default.
+    /// Sets how far the clock moves by itself with each operation and each look at it; 1 microsecond by default.
     pub fn set_clock_step_ns(&self, ns: i64) {
         self.state.lock().step_ns = ns;
     }
