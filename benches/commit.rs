@@ -1,20 +1,25 @@
 //! What a commit costs, beside the least that could make it durable.
 //!
 //! BARE is one `pwrite` of the same bytes and one `fdatasync`, into a file whose blocks are all written: no names, no
-//! atomicity of several files. Each round measures every variant once, in rotating order, after the file system has
+//! atomicity of several files. LIMIT is BARE, and for each file a temporary file created, written and renamed (or
+//! exchanged with what it replaces), unsynced: what any design costs that leaves ordinary files behind. Each round measures every variant once, in rotating order, after the file system has
 //! been settled; ratios are of one round. Run it on a quiet machine:
 //!
 //!     cargo bench --bench commit                       makes its own ext4 in a loop device, when run as root
 //!     cargo bench --bench commit -- --volume DIR       on the file system of DIR
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
+use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use atomtree::{Checkpoints, Options, Store};
 use atomtree_tests::volume::{Kind, Volume};
-use atomtree_vfs::Vfs;
+use atomtree_vfs::os::Os;
+use atomtree_vfs::{Dir, Vfs};
 
 const ROUNDS: usize = 41;
 const COUNTS: [usize; 3] = [1, 10, 100];
@@ -43,8 +48,8 @@ fn measure(dir: &Path, volume: &str) {
     let device = Device::under(dir);
     println!("volume: {volume}; {ROUNDS} rounds; files of {FILE_BYTES} bytes; medians");
     println!(
-        "{:>12} {:>6} {:>10} {:>10} {:>8} {:>9} {:>9}",
-        "workload", "files", "bare us", "us", "ratio", "p90", "flushes"
+        "{:>12} {:>6} {:>9} {:>9} {:>8} {:>8} {:>12} {:>9}",
+        "workload", "files", "BARE us", "us", "x BARE", "p90", "LIMIT/BARE", "flushes"
     );
     for count in COUNTS {
         for replaced in [false, true] {
@@ -54,70 +59,121 @@ fn measure(dir: &Path, volume: &str) {
     open_after_close(dir);
 }
 
-/// One workload: a transaction of `count` files, new or replaced, beside BARE.
+/// One workload: a transaction of `count` files, new or replaced, beside BARE and LIMIT.
 fn one(dir: &Path, device: &Device, count: usize, replaced: bool) {
-    let root = dir.join(format!("{count}-{replaced}"));
-    fs::create_dir(&root).expect("a fresh directory");
+    let [root, limit_root] = ["ours", "limit"].map(|who| {
+        let root = dir.join(format!("{who}-{count}-{replaced}"));
+        fs::create_dir(&root).expect("a fresh directory");
+        root
+    });
     // The checkpoint is measured elsewhere; here it happens between samples.
     let store = Options::new().checkpoints(Checkpoints::Manual).open(&root).expect("a fresh store");
     // Settled before each sample, so that none pays for another's leftovers.
-    let root_dir = atomtree_vfs::os::Os::default().open_root(dir).expect("the volume");
+    let settled = Os.open_root(dir).expect("the volume");
     let bare = bare_file(&dir.join(format!("bare-{count}-{replaced}")));
-    let (mut bares, mut ours, mut ratios, mut flushes) = (vec![], vec![], vec![], vec![]);
+    let limit = Limit::new(&limit_root, &bare);
+    let (mut bares, mut ours, mut ratios, mut limits, mut flushes) = (vec![], vec![], vec![], vec![], vec![]);
     for round in 0..ROUNDS + 4 {
         let contents: Vec<Vec<u8>> = (0..count).map(|file| content(round, file)).collect();
         let all = contents.concat();
-        let sample = |which: bool| {
-            root_dir.sync_filesystem().expect("settled");
-            if which {
-                let before = device.flushes();
-                let time = commit(&store, round, replaced, &contents);
-                (time, device.flushes() - before)
-            } else {
-                let start = Instant::now();
-                bare.write_all_at(&all, 0).expect("written");
-                bare.sync_data().expect("synced");
-                (start.elapsed(), 0)
+        let mut times = [0.0; 3];
+        for turn in 0..3 {
+            let which = (round + turn) % 3;
+            settled.sync_filesystem().expect("settled");
+            let before = device.flushes();
+            times[which] = match which {
+                0 => timed(|| write_bare(&bare, &all)),
+                1 => timed(|| commit(&store, round, replaced, &contents)),
+                _ => timed(|| limit.write(round, replaced, &contents, &all)),
+            };
+            if which == 1 && round >= 4 {
+                flushes.push(device.flushes() - before);
             }
-        };
-        let (ours_now, bare_now);
-        if round % 2 == 0 {
-            bare_now = sample(false);
-            ours_now = sample(true);
-        } else {
-            ours_now = sample(true);
-            bare_now = sample(false);
         }
         store.checkpoint().expect("a checkpoint");
+        limit.clear();
         if round < 4 {
             continue; // warming up: the first replaces nothing yet
         }
-        bares.push(bare_now.0.as_secs_f64() * 1e6);
-        ours.push(ours_now.0.as_secs_f64() * 1e6);
-        ratios.push(ours_now.0.as_secs_f64() / bare_now.0.as_secs_f64());
-        flushes.push(ours_now.1 as f64);
+        bares.push(times[0] * 1e6);
+        ours.push(times[1] * 1e6);
+        ratios.push(times[1] / times[0]);
+        limits.push(times[2] / times[0]);
     }
     store.close().expect("closed");
+    flushes.sort_unstable();
     println!(
-        "{:>12} {count:>6} {:>10.0} {:>10.0} {:>8.2} {:>9.2} {:>9}",
+        "{:>12} {count:>6} {:>9.0} {:>9.0} {:>8.2} {:>8.2} {:>12.2} {:>9}",
         if replaced { "replaced" } else { "new" },
-        quantile(&mut bares, 0.5),
-        quantile(&mut ours, 0.5),
-        quantile(&mut ratios, 0.5),
-        quantile(&mut ratios, 0.9),
-        if device.is_known() { format!("{}", quantile(&mut flushes, 0.5)) } else { "?".into() },
+        quantile(&mut bares, 50),
+        quantile(&mut ours, 50),
+        quantile(&mut ratios, 50),
+        quantile(&mut ratios, 90),
+        quantile(&mut limits, 50),
+        if device.is_known() { flushes[flushes.len() / 2].to_string() } else { "?".into() },
     );
 }
 
-fn commit(store: &Store, round: usize, replaced: bool, contents: &[Vec<u8>]) -> Duration {
+fn timed(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+fn write_bare(bare: &File, all: &[u8]) {
+    bare.write_all_at(all, 0).expect("written");
+    bare.sync_data().expect("synced");
+}
+
+/// What any design costs that leaves ordinary files behind.
+struct Limit<'a> {
+    bare: &'a File,
+    root: Arc<dyn Dir>,
+    temporary: Arc<dyn Dir>,
+}
+
+impl<'a> Limit<'a> {
+    fn new(root: &Path, bare: &'a File) -> Self {
+        let root = Os.open_root(root).expect("it was made");
+        for name in ["temporary", "d"] {
+            root.create_dir(OsStr::new(name), 0o777).expect("created");
+        }
+        Self { bare, temporary: root.open_dir(Path::new("temporary")).expect("it was made"), root }
+    }
+
+    fn write(&self, round: usize, replaced: bool, contents: &[Vec<u8>], all: &[u8]) {
+        write_bare(self.bare, all);
+        let target = if replaced { "d".to_owned() } else { round.to_string() };
+        if !replaced {
+            self.root.create_dir(OsStr::new(&target), 0o777).expect("created");
+        }
+        let target = self.root.open_dir(Path::new(&target)).expect("it is there");
+        for (file, content) in contents.iter().enumerate() {
+            let name = OsString::from(file.to_string());
+            let staged = self.temporary.create_file(&name, 0o666).expect("created");
+            staged.write_at(&[IoSlice::new(content)], 0).expect("written");
+            let exchanged = replaced && self.temporary.exchange(&name, &*target, &name).is_ok();
+            if !exchanged {
+                self.temporary.rename(&name, &*target, &name).expect("renamed");
+            }
+        }
+    }
+
+    /// Removes the originals that were exchanged, as a checkpoint does.
+    fn clear(&self) {
+        for entry in self.temporary.list().expect("listed") {
+            self.temporary.remove_file(&entry.name).expect("removed");
+        }
+    }
+}
+
+fn commit(store: &Store, round: usize, replaced: bool, contents: &[Vec<u8>]) {
     let mut tx = store.begin().expect("begun");
     for (file, content) in contents.iter().enumerate() {
         let path = if replaced { format!("d/{file}") } else { format!("{round}/{file}") };
         tx.write(path, content.as_slice()).expect("written");
     }
     tx.commit().expect("committed");
-    start.elapsed()
 }
 
 /// Opening a store that was closed cleanly must not depend on what it holds.
@@ -141,7 +197,7 @@ fn open_after_close(dir: &Path) {
                 time
             })
             .collect();
-        println!("{:>12} {files:>6} {:>10} {:>10.0}", "open", "", quantile(&mut times, 0.5));
+        println!("{:>12} {files:>6} {:>9} {:>9.0}", "open", "", quantile(&mut times, 50));
     }
 }
 
@@ -157,9 +213,9 @@ fn bare_file(path: &Path) -> File {
     file
 }
 
-fn quantile(values: &mut [f64], at: f64) -> f64 {
+fn quantile(values: &mut [f64], percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[((values.len() - 1) as f64 * at) as usize]
+    values[(values.len() - 1) * percent / 100]
 }
 
 /// The block device under a directory, for its count of flushes.

@@ -6,6 +6,7 @@
 //! nest. A [`Case`] names one path through this, and replays it.
 
 use std::fmt;
+use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 use std::str::FromStr;
@@ -404,11 +405,11 @@ pub fn check_stage_is_empty(machine: &Sim) -> Result<(), String> {
 pub fn differences(found: &Tree, allowed: &[Tree]) -> String {
     let mut text = String::new();
     for (number, tree) in allowed.iter().enumerate() {
-        text += &format!("against allowed tree {number}:\n");
+        let _ = writeln!(text, "against allowed tree {number}:");
         for path in tree.keys().chain(found.keys().filter(|path| !tree.contains_key(*path))) {
             let (wanted, found) = (tree.get(path), found.get(path));
             if wanted != found {
-                text += &format!("  {path}: wanted {wanted:?}, found {found:?}\n");
+                let _ = writeln!(text, "  {path}: wanted {wanted:?}, found {found:?}");
             }
         }
     }
@@ -468,7 +469,10 @@ fn reopen(machine: &Sim, settings: &Settings, tree: &Tree, random: &mut Random) 
     }
     let found = tree_of(machine);
     if found != *tree {
-        return Err(format!("the second open changed the tree\n{}", differences(&found, &[tree.clone()])));
+        return Err(format!(
+            "the second open changed the tree\n{}",
+            differences(&found, std::slice::from_ref(tree))
+        ));
     }
     let mut next = tree.clone();
     let operations = crate::history::generate_operations(random, &mut next);
@@ -588,10 +592,10 @@ fn last_machine(history: &History, case: &Case, text: &mut String) -> Result<(Si
         let done = trace.iter().take_while(|line| {
             line.split(' ').next().and_then(|number| number.parse::<u64>().ok()) < Some(*operation)
         });
-        *text += &format!("run {number}, up to operation {operation}:\n");
-        done.for_each(|line| *text += &format!("  {line}\n"));
+        let _ = writeln!(text, "run {number}, up to operation {operation}:");
+        done.for_each(|line| *text += &["  ", line, "\n"].concat());
         let machine = crash.of(&moment.machine);
-        *text += &format!("{crash:?}, {:?}, leaves\n{:#?}\n", moment.progress, tree_of(&machine));
+        let _ = writeln!(text, "{crash:?}, {:?}, leaves\n{:#?}", moment.progress, tree_of(&machine));
         let progress = moment.progress;
         last = Some((machine.kill(), progress));
         machine.set_trace(true);
@@ -599,7 +603,7 @@ fn last_machine(history: &History, case: &Case, text: &mut String) -> Result<(Si
         trace = machine.trace();
     }
     *text += "the last recovery:\n";
-    trace.iter().for_each(|line| *text += &format!("  {line}\n"));
+    trace.iter().for_each(|line| *text += &["  ", line, "\n"].concat());
     last.ok_or_else(|| "a case has a crash at least".to_owned())
 }
 

@@ -172,11 +172,11 @@ pub fn lose_data_in_background(history: &History) -> u64 {
         sim.set_trace(true);
         let lost_at = 1 + random.below(length);
         let halt_at = lost_at + 1 + random.below(12);
-        let lost = Mutex::new(false);
+        let is_gone = Mutex::new(false);
         let lose = move |sim: &Sim, operation: u64, _: &Call| {
-            let mut lost = lost.lock().expect("nothing panics while it is held");
-            if operation >= lost_at && !*lost {
-                *lost = true;
+            let mut is_gone = is_gone.lock().expect("nothing panics while it is held");
+            if operation >= lost_at && !*is_gone {
+                *is_gone = true;
                 sim.fail_write_back();
             }
             None
@@ -254,14 +254,13 @@ pub fn chain(seed: u64, rounds: u64) -> u64 {
                 recovered += 1;
                 let tree = tree_if_running(&machine);
                 if let Some(tree) = tree {
-                    if !allowed.contains(&tree) {
-                        panic!(
-                            "chain {seed}: not what is allowed\n{}{}\n{:#?}",
-                            differences(&tree, &allowed),
-                            log.join("\n"),
-                            machine.trace()
-                        );
-                    }
+                    assert!(
+                        allowed.contains(&tree),
+                        "chain {seed}: not what is allowed\n{}{}\n{:#?}",
+                        differences(&tree, &allowed),
+                        log.join("\n"),
+                        machine.trace()
+                    );
                     let report = store.recovery();
                     assert!(
                         report.quarantined.is_empty()

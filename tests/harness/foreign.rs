@@ -226,7 +226,7 @@ impl Scenario {
             assert!(sim.is_halted(), "a store opens");
             return outcome;
         };
-        for _ in 0..1 + random.below(3) {
+        for _ in 0..=random.below(3) {
             let was_done = editor.is_done();
             let paths: Vec<&'static str> =
                 PATHS.into_iter().filter(|path| !was_done || *path != self.path).collect();

@@ -353,7 +353,10 @@ pub fn generate_operations_on(
             (10..12, _) => Operation::Append(path, some_content(random)),
             (12..14, Some(length)) => Operation::Patch(path, random.below(length + 1), some_content(random)),
             (14..17, Some(_)) => Operation::Remove(path),
-            (_, Some(_)) => Operation::Rename(path, *random.pick(paths)),
+            (_, Some(_)) => {
+                let to = *random.pick(paths);
+                Operation::Rename(path, to)
+            }
         };
         operation.perform_on(tree);
         operations.push(operation);

@@ -81,8 +81,7 @@ impl Volume {
         // mkfs would discard the blocks that were just written.
         let arguments: &[&str] = match kind {
             Kind::Ext4 => &["-q", "-E", "nodiscard", image_arg],
-            Kind::Xfs => &["-q", "-K", image_arg],
-            Kind::Btrfs => &["-q", "-K", image_arg],
+            Kind::Xfs | Kind::Btrfs => &["-q", "-K", image_arg],
         };
         run(&mkfs, arguments)?;
         Self::mount(kind, image, scratch)

@@ -620,7 +620,7 @@ fn close_while_others_commit() {
                 .map(|thread| {
                     let store = store.clone();
                     scope.spawn(move || {
-                        (1..)
+                        (1..u64::MAX)
                             .take_while(|n| {
                                 let result =
                                     commit(&store, |tx| tx.write(format!("f{thread}"), n.to_string()));

@@ -167,7 +167,9 @@ fn readers_never_miss_a_name() {
                 names.iter().try_for_each(|name| tx.write(name, content(n, length / 10 * 10)))
             })
             .unwrap();
-            if start.elapsed() > Duration::from_secs(2) && n > 40 || readers.iter().any(|r| r.is_finished()) {
+            if start.elapsed() > Duration::from_secs(2) && n > 40
+                || readers.iter().any(std::thread::ScopedJoinHandle::is_finished)
+            {
                 break;
             }
         }
@@ -252,7 +254,7 @@ fn inspection_beside_committers_sees_no_damage() {
         let start = Instant::now();
         let mut last = 0;
         while start.elapsed() < Duration::from_secs(2)
-            && !committers.iter().any(|thread| thread.is_finished())
+            && !committers.iter().any(std::thread::ScopedJoinHandle::is_finished)
         {
             let status = inspection.status().unwrap();
             assert!(status.last_tx.0 >= last, "{} after {last}", status.last_tx);

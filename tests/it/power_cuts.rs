@@ -101,7 +101,7 @@ fn commit(store: &Store, version: u64) -> Result<(), atomtree::Error> {
     if version > 1 {
         tx.remove(format!("new/{}", version - 1))?;
     }
-    if version % 5 == 0 {
+    if version.is_multiple_of(5) {
         tx.write("large", large(version))?;
     }
     tx.commit()?;
