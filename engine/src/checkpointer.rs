@@ -82,8 +82,9 @@ impl Engine {
         }
         let turn = self.checkpoint_turn.lock();
         let mut commits = self.commits.lock();
-        if !self.unsettled.lock().transactions.is_empty() {
-            // Others were faster, and took the room that had been made. What they filled can be settled as well.
+        if !self.unsettled.lock().transactions.is_empty() || commits.log.used_bytes() < used_bytes {
+            // Others took the room that had been made, and what they filled can be settled as well; or have made room
+            // meanwhile.
             return Ok(());
         }
         // Now the log is as empty as it gets, but for its active segment.
@@ -108,7 +109,7 @@ impl Engine {
     fn settle(&self, even_if_empty: bool) -> Result<(), Error> {
         // One at a time; a second one waits and then settles what has come in since.
         let _turn = self.checkpoint_turn.lock();
-        self.check_health()?;
+        self.check_settling()?;
         let transactions = {
             let mut unsettled = self.unsettled.lock();
             (unsettled.since, unsettled.is_urgent) = (None, false);
@@ -169,7 +170,7 @@ impl Engine {
         let (watermark, lsn) = {
             let mut commits = self.commits.lock();
             // A transaction that got stuck after its commit point is in nobody's list, and must not be covered.
-            self.check_health()?;
+            self.check_settling()?;
             // If nothing was applied meanwhile, the records behind the last commit are covered too: they explain
             // nothing, and would keep their segment from being freed.
             let settled = match transactions.last() {
@@ -238,7 +239,7 @@ impl Engine {
             // With both locks held nothing comes in, and nothing is being settled by another thread.
             let _turn = self.checkpoint_turn.lock();
             let mut commits = self.commits.lock();
-            self.check_health()?;
+            self.check_settling()?;
             if self.unsettled.lock().transactions.is_empty() {
                 close_settled_log(&mut commits)?;
                 self.note_closed();

@@ -83,6 +83,8 @@ pub(crate) struct CommitState {
 enum Health {
     Open,
     Poisoned(String),
+    /// No new ones, while those that came in are being settled.
+    Closing,
     Closed,
 }
 
@@ -274,14 +276,21 @@ impl Engine {
         match &*self.health.lock() {
             Health::Open => Ok(()),
             Health::Poisoned(reason) => Err(Error::Poisoned { reason: reason.clone() }),
-            Health::Closed => Err(Error::invalid(ErrorKind::InvalidInput, "the store has been closed")),
+            Health::Closing | Health::Closed => {
+                Err(Error::invalid(ErrorKind::InvalidInput, "the store has been closed"))
+            }
         }
+    }
+
+    /// Whether what has been committed can be settled.
+    pub(crate) fn check_settling(&self) -> Result<(), Error> {
+        if matches!(*self.health.lock(), Health::Closing) { Ok(()) } else { self.check_health() }
     }
 
     /// Takes no more commits. The first reason stays.
     pub(crate) fn poison(&self, reason: &str) {
         let mut health = self.health.lock();
-        if matches!(*health, Health::Open) {
+        if matches!(*health, Health::Open | Health::Closing) {
             *health = Health::Poisoned(reason.to_owned());
         }
         drop(health);
@@ -294,14 +303,23 @@ impl Engine {
     }
 
     fn close(&self) -> Result<(), Error> {
-        match &*self.health.lock() {
-            Health::Open => {}
+        let mut health = self.health.lock();
+        match &*health {
+            Health::Open => *health = Health::Closing,
+            Health::Closing => {}
             Health::Closed => return Ok(()),
             Health::Poisoned(reason) => return Err(Error::Poisoned { reason: reason.clone() }),
         }
+        drop(health);
         if let Err(error) = self.close_log() {
-            // Another handle may have been faster.
-            return if matches!(*self.health.lock(), Health::Closed) { Ok(()) } else { Err(error) };
+            let mut health = self.health.lock();
+            match *health {
+                // Another handle was faster.
+                Health::Closed => return Ok(()),
+                Health::Closing => *health = Health::Open,
+                Health::Open | Health::Poisoned(_) => {}
+            }
+            return Err(error);
         }
         // What can't be removed is swept at the next open.
         let _ = self.stage.remove(&self.places);
