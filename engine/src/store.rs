@@ -117,7 +117,9 @@ impl Store {
         }
         let places = Places::open(vfs.clone(), root)?;
         let identity = vfs.identity().on("read the identity of", "this process")?;
-        places.check_ownership(options.allow_owner.filter(|_| identity.uid == 0).unwrap_or(identity.uid))?;
+        // Root may act for somebody else, and for itself on a tree where it has made the store.
+        let allowed = options.allow_owner.filter(|_| identity.uid == 0);
+        places.check_ownership(&[Some(identity.uid), allowed].into_iter().flatten().collect::<Vec<_>>())?;
         let lock = StoreLock::take(&places)?;
         let engine = Engine::open(places, options, lock, warnings)?;
         let checkpointer = match engine.options.checkpoints {

@@ -87,18 +87,18 @@ impl Places {
     }
 
     /// Refuses a store that someone else could have planted or could change: each directory and the store file must
-    /// belong to `owner` and be closed to group and others.
+    /// belong to one of `owners` and be closed to group and others.
     ///
     /// # Errors
     /// [`Error::Permission`], naming what is wrong and how to mend it.
-    pub fn check_ownership(&self, owner: u32) -> Result<(), Error> {
+    pub fn check_ownership(&self, owners: &[u32]) -> Result<(), Error> {
         let dirs =
             [("", &self.store), ("/wal", &self.wal), ("/stage", &self.stage), ("/history", &self.history)];
         let dirs = dirs.into_iter().chain([("/images", &self.images), ("/quarantine", &self.quarantine)]);
         for (name, dir) in dirs {
             let path = format!("{STORE_DIR}{name}");
             let metadata = dir.own_metadata().doing("read the metadata of", &path)?;
-            check_owner(&path, metadata.uid, owner)?;
+            check_owner(&path, metadata.uid, owners)?;
             check_closed(&path, metadata.mode, "0700")?;
         }
         let path = format!("{STORE_DIR}/{STORE_FILE}");
@@ -108,7 +108,7 @@ impl Places {
             }
             result => result.doing("read the metadata of", &path)?,
         };
-        check_owner(&path, metadata.uid, owner)?;
+        check_owner(&path, metadata.uid, owners)?;
         check_closed(&path, metadata.mode, "0600")?;
         if metadata.kind != Kind::File || metadata.links != 1 {
             return Err(Error::Permission {
@@ -120,14 +120,15 @@ impl Places {
     }
 }
 
-fn check_owner(path: &str, found: u32, owner: u32) -> Result<(), Error> {
-    if found == owner {
+fn check_owner(path: &str, found: u32, owners: &[u32]) -> Result<(), Error> {
+    if owners.contains(&found) {
         return Ok(());
     }
     Err(Error::Permission {
         path: path.into(),
         reason: format!(
-            "it belongs to user {found}, and this process acts for user {owner}; run as that user, or as root with --allow-owner {found}"
+            "it belongs to user {found}, and this process acts for user {}; run as that user, or as root with --allow-owner {found}",
+            owners[0]
         ),
     })
 }
