@@ -211,7 +211,6 @@ impl Engine {
             }
         }
         dir.sync().doing("sync", "stage")?;
-        places.images.sync().doing("sync", "images")?;
         places.quarantine.sync().doing("sync", "quarantine")?;
         Ok(())
     }

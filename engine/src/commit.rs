@@ -149,15 +149,32 @@ impl Engine {
 
     /// Makes the names durable that were put in place.
     fn settle_receipt(&self, receipt: Receipt) -> Result<Receipt, Error> {
+        if receipt.files == 0 {
+            return Ok(receipt);
+        }
         match self.checkpoint() {
             Ok(()) => Ok(receipt),
             // Any other error would claim that nothing was changed.
-            Err(error) => Err(Error::CommittedNotApplied {
-                tx: receipt.tx,
-                path: PathBuf::from("."),
-                source: io::Error::other(error),
-            }),
+            Err(error) => {
+                self.poison(&format!("transaction {} could not be settled: {error}", receipt.tx));
+                Err(Error::CommittedNotApplied {
+                    tx: receipt.tx,
+                    path: PathBuf::from("."),
+                    source: io::Error::other(error),
+                })
+            }
         }
+    }
+
+    /// Whether names in a directory may be changed, and by renames from the store, found out before the commit point.
+    fn check_parent(&self, parent: &Parent, path: &TreePath) -> Result<(), Error> {
+        parent.dir.check_writable().on("change names in the directory of", path.as_path())?;
+        let is_bound = parent.dir.binds_inodes().on("read the flags of the directory of", path.as_path())?;
+        if is_bound && !self.is_bound {
+            let reason = "its directory has a project quota or an encryption policy that the root has not, and nothing can be renamed into it; open a store there";
+            return Err(Error::refused(ErrorKind::CrossDevice, path.as_path(), reason));
+        }
+        Ok(())
     }
 
     // Before the commit lock: plan and stage.
@@ -200,7 +217,7 @@ impl Engine {
             if is_changed && name.parent != 0 {
                 let parent = parents.of(&path).on("open the directory of", path.as_path())?;
                 if permitted.insert(parent.metadata.inode) {
-                    parent.dir.check_writable().on("change names in the directory of", path.as_path())?;
+                    self.check_parent(&parent, &path)?;
                 }
                 if let Some(original) = &name.original {
                     check_permitted(&parent, &path, original)?;

@@ -27,6 +27,7 @@ const NOTE_BYTES_MAX: u64 = 4096;
 pub(crate) struct StoreLock {
     lock: Arc<dyn File>,
     members: Arc<dyn File>,
+    taken_by: u32,
 }
 
 impl StoreLock {
@@ -63,12 +64,16 @@ impl StoreLock {
         );
         lock.set_len(0).doing("write", ".atomtree/lock")?;
         lock.write_at(&[IoSlice::new(note.as_bytes())], 0).doing("write", ".atomtree/lock")?;
-        Ok(Self { lock, members })
+        Ok(Self { lock, members, taken_by: std::process::id() })
     }
 }
 
 impl Drop for StoreLock {
     fn drop(&mut self) {
+        if std::process::id() != self.taken_by {
+            // A forked child: the locks are its parent's.
+            return;
+        }
         // The note outlives the lock otherwise, and names a process that may still live. It is only a hint, so a
         // failure changes nothing.
         let _ = self.lock.set_len(0);

@@ -63,6 +63,10 @@ pub(crate) struct Engine {
     /// Wakes the checkpointer; goes with `unsettled`.
     pub(crate) wake: Condvar,
     health: Mutex<Health>,
+    /// Id of the process that opened the store.
+    opened_by: u32,
+    /// Whether inodes of this store may only go where the same project or encryption policy holds.
+    pub(crate) is_bound: bool,
     report: Report,
     warnings: Vec<String>,
     /// Given up when the store is closed, even while clones of it live on.
@@ -203,19 +207,29 @@ impl Store {
 
 impl Shared {
     fn close(&self) -> Result<(), Error> {
+        self.engine.close()?;
+        self.stop_checkpointer();
+        Ok(())
+    }
+
+    fn stop_checkpointer(&self) {
         self.engine.stop_checkpointer();
         if let Some(thread) = self.checkpointer.lock().take() {
             // It panics only if it is broken, and then the log is left for recovery.
             let _ = thread.join();
         }
-        self.engine.close()
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        if self.engine.is_in_fork() {
+            // The store is the parent's, and so is the thread. Its locks are not given up here.
+            return;
+        }
         // Nothing is lost by an error here: what is not settled, the next open settles.
         let _ = self.close();
+        self.stop_checkpointer();
     }
 }
 
@@ -240,17 +254,27 @@ impl Engine {
         let (mut next_tx, settled) = (analysis.next_tx, analysis.watermark);
         drop(analysis);
         let stage = Stage::create(&places)?;
+        let is_bound = stage.dir().binds_inodes().doing("read the flags of", ".atomtree/stage")?;
         let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
         let recovery = Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange };
         let mut report = Report::default();
-        if is_closed {
+        let recovered = if is_closed {
             // Nothing to replay; a process that died before it logged anything may have left its staged files.
-            recovery_free_sweep(&places, &stage, &ballast, can_exchange)?;
+            recovery_free_sweep(&places, &stage, &ballast, can_exchange)
         } else {
-            (report, next_tx) = recovery.run(&mut log, &scan)?;
+            recovery.run(&mut log, &scan).map(|done| (report, next_tx) = done).map_err(Error::from)
+        };
+        if let Err(error) = recovered {
+            // Unless it holds something, which the next recovery looks at.
+            let _ = stage.remove(&places);
+            return Err(error);
         }
         let settled = if is_closed { settled } else { log.next_lsn().previous() };
         drop(scan);
+        if !is_original {
+            // Nothing is unsettled any more: whatever tree this is, it is the one that the store belongs to now.
+            store_file.adopt(&*places.store).doing("adopt", ".atomtree/store")?;
+        }
         Ok(Arc::new(Self {
             places,
             options,
@@ -263,6 +287,8 @@ impl Engine {
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),
             health: Mutex::new(Health::Open),
+            opened_by: std::process::id(),
+            is_bound,
             report,
             warnings,
             lock: Mutex::new(Some(lock)),
@@ -275,6 +301,10 @@ impl Engine {
 
     /// Whether commits are taken.
     pub(crate) fn check_health(&self) -> Result<(), Error> {
+        if self.is_in_fork() {
+            let reason = "the store was opened before this process was forked; open it again in the child";
+            return Err(Error::invalid(ErrorKind::Unsupported, reason));
+        }
         match &*self.health.lock() {
             Health::Open => Ok(()),
             Health::Poisoned(reason) => Err(Error::Poisoned { reason: reason.clone() }),
@@ -282,6 +312,12 @@ impl Engine {
                 Err(Error::invalid(ErrorKind::InvalidInput, "the store has been closed"))
             }
         }
+    }
+
+    /// Whether this is a forked child of the process that opened the store: what it has are copies, and using them would
+    /// write over what the parent writes.
+    fn is_in_fork(&self) -> bool {
+        std::process::id() != self.opened_by
     }
 
     /// Whether what has been committed can be settled.
@@ -305,6 +341,9 @@ impl Engine {
     }
 
     fn close(&self) -> Result<(), Error> {
+        if self.is_in_fork() {
+            return self.check_health();
+        }
         let mut health = self.health.lock();
         match &*health {
             Health::Open => *health = Health::Closing,

@@ -10,6 +10,9 @@ use crate::image::{Image, Slot};
 use crate::plan::{Begin, Change, Checkpoint, Commit, Record, RecordKind, TransactionId, decode};
 use crate::tree_path::TreePath;
 
+/// No log has as many: a number beyond it was planted, and would leave none for the next.
+const TRANSACTION_MAX: TransactionId = TransactionId(u64::MAX / 2);
+
 /// A committed transaction, as it was logged.
 #[derive(Clone, Debug)]
 pub struct Committed<'a> {
@@ -121,6 +124,9 @@ pub fn analyze(scan: &Scan) -> Result<Analysis<'_>, Error> {
     for frame in scan.frames() {
         let wal::Frame { lsn, kind, payload, .. } = frame?;
         match (decode(lsn, kind, payload)?, &mut run) {
+            (Record::Begin(begin), _) if begin.tx > TRANSACTION_MAX => {
+                return Err(Error::Sequence { lsn, reason: format!("transaction {}, beyond any", begin.tx) });
+            }
             (Record::Begin(begin), _) => {
                 // A run that ends without a commit was cut short by a crash or a failed append, and never counted.
                 void_runs.extend(run.as_ref().map(|(lsn, _)| *lsn));
@@ -154,6 +160,12 @@ pub fn analyze(scan: &Scan) -> Result<Analysis<'_>, Error> {
             }
             (Record::Checkpoint(Checkpoint { watermark, next_tx }), _) => {
                 void_runs.extend(run.take().map(|(lsn, _)| lsn));
+                if next_tx > TRANSACTION_MAX {
+                    return Err(Error::Sequence {
+                        lsn,
+                        reason: format!("transaction {next_tx}, beyond any"),
+                    });
+                }
                 if watermark > lsn.0 {
                     return Err(Error::Sequence {
                         lsn,

@@ -12,7 +12,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atomtree_vfs::{Dir, Kind, Metadata, is_symlink_error};
+use atomtree_vfs::{Access, Dir, Kind, Metadata, is_symlink_error};
 use atomtree_wal::Lsn;
 
 use crate::ballast::Ballast;
@@ -290,11 +290,27 @@ impl<'a> Applier<'a> {
         // Without an exchange the original gets a second name first, so that it survives being renamed over. An edit
         // by another program between the two calls is lost on such a file system; `status` says so.
         let original = OsString::from(format!("{}-old", slot.name));
+        if is_free(slot_dir, &slot.os_name())? && !is_free(slot_dir, &original)? {
+            // An attempt that ran out of space had come as far as this.
+            return slot_dir.rename(&original, slot_dir, &slot.os_name());
+        }
         match slot_dir.remove_file(&original) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        dir.link(name, slot_dir, &original)?;
+        match dir.link(name, slot_dir, &original) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
+            // Links are refused here, by the file system or for files of others: a durable copy does as well.
+            Err(_) => {
+                let source = dir.open_file(name, Access::Read)?;
+                let copy = slot_dir.create_file(&original, 0o600)?;
+                copy.copy_from(&*source)?;
+                Attributes::of_file(&*source)?.set_on_file(&*copy)?;
+                copy.set_modified(source.metadata()?.modified)?;
+                copy.sync_all()?;
+            }
+        }
         slot_dir.rename_over(&slot.os_name(), dir, name)?;
         slot_dir.rename(&original, slot_dir, &slot.os_name())
     }
@@ -335,6 +351,14 @@ impl<'a> Applier<'a> {
             Err(error) if is_no_space(&error) && self.ballast.release()? => call(self),
             result => result,
         }
+    }
+}
+
+fn is_free(dir: &dyn Dir, name: &OsStr) -> io::Result<bool> {
+    match dir.metadata(name) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

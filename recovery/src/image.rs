@@ -63,6 +63,11 @@ pub struct Attributes {
     pub xattrs: Vec<Attribute>,
 }
 
+/// Whether the attribute is a security module's label, which every file has and nobody may remove.
+fn is_label(name: &[u8]) -> bool {
+    [b"security.selinux".as_slice(), b"security.SMACK64", b"security.apparmor"].contains(&name)
+}
+
 /// One extended attribute as it is logged.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Attribute {
@@ -112,7 +117,9 @@ impl Attributes {
             }
         }
         for extra in present {
-            if !self.xattrs.iter().any(|xattr| xattr.name == extra.name.as_bytes()) {
+            if !is_label(extra.name.as_bytes())
+                && !self.xattrs.iter().any(|xattr| xattr.name == extra.name.as_bytes())
+            {
                 file.remove_xattr(&extra.name)?;
             }
         }
@@ -133,7 +140,7 @@ impl Attributes {
             file.set_xattr(OsStr::from_bytes(&xattr.name), &xattr.value)?;
         }
         for extra in &fresh.xattrs {
-            if !self.xattrs.iter().any(|xattr| xattr.name == extra.name) {
+            if !is_label(&extra.name) && !self.xattrs.iter().any(|xattr| xattr.name == extra.name) {
                 file.remove_xattr(OsStr::from_bytes(&extra.name))?;
             }
         }

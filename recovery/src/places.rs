@@ -28,6 +28,7 @@ use crate::tree_path::STORE_DIR;
 pub const FORMAT_VERSION: u32 = 1;
 
 const STORE_FILE: &str = "store";
+const STORE_FILE_NEW: &str = "store.new";
 /// The store file is a handful of short lines.
 const STORE_FILE_BYTES_MAX: u64 = 4096;
 
@@ -167,6 +168,24 @@ impl StoreFile {
         file.write_at(&[IoSlice::new(this.to_text().as_bytes())], 0)?;
         file.sync_all()?;
         Ok(this)
+    }
+
+    /// Says that this copy is the store from now on: writes the file anew, with the inode number that it then has.
+    ///
+    /// # Durability
+    /// The file and its name are durable when this returns; a crash leaves the one or the other.
+    pub fn adopt(&self, dir: &dyn Dir) -> io::Result<()> {
+        let new = OsStr::new(STORE_FILE_NEW);
+        match dir.remove_file(new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = dir.create_file(new, 0o600)?;
+        let this = Self { inode: file.metadata()?.inode, ..self.clone() };
+        file.write_at(&[IoSlice::new(this.to_text().as_bytes())], 0)?;
+        file.sync_all()?;
+        dir.rename_over(new, dir, OsStr::new(STORE_FILE))?;
+        dir.sync()
     }
 
     /// Reads and checks the file. Also tells whether it is still the inode that it was created as: it is not after the

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use atomtree_vfs::{Access, File, Kind};
-use atomtree_wal::{Log, Lsn, Scan};
+use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
 use crate::analyze::{Analysis, Committed, analyze, watermark};
 use crate::apply::{Applier, Displaced, Parents, is_no_directory, quarantine_name};
@@ -99,7 +99,15 @@ impl Recovery<'_> {
         // The watermark covers all that was read, what was found settled included: the record that said so may have
         // been in the cache alone.
         let record = Checkpoint { watermark: scan.end_lsn().0, next_tx: analysis.next_tx };
-        let lsn = append_checkpoint(log, record)?;
+        let lsn = match append_checkpoint(log, record) {
+            // The crash came while the reserve was in use.
+            Err(wal::Error::Full { .. }) => {
+                let spare = log.spare_builder().build()?;
+                log.add_spare(spare);
+                append_checkpoint(log, record)?
+            }
+            result => result?,
+        };
         log.sync()?;
 
         let everything = Known::of(analysis.committed.iter());
@@ -123,6 +131,8 @@ struct Repair<'a> {
     analysis: &'a Analysis<'a>,
     goals: Goals<'a>,
     known: Known<'a>,
+    /// Every set of attributes, before and after, that an unsettled transaction logged for a name.
+    logged: BTreeMap<&'a TreePath, Vec<&'a Attributes>>,
     applier: Applier<'a>,
     /// Slots of this recovery that may hold what came out of the tree.
     own: Vec<Slot>,
@@ -147,15 +157,31 @@ impl<'a> Repair<'a> {
     fn new(recovery: &'a Recovery<'a>, analysis: &'a Analysis<'a>) -> Result<Self, Error> {
         let places = recovery.places;
         let mut goals = Goals::new();
+        let mut logged: BTreeMap<&TreePath, Vec<&Attributes>> = BTreeMap::new();
         for transaction in analysis.unsettled() {
             for change in &transaction.changes {
                 goals.insert(&change.path, (transaction, change));
+                let before = change.before.as_ref().map(|image| &image.attributes);
+                let after = match &change.after {
+                    After::File { attributes, .. } => Some(attributes),
+                    After::Absent | After::Dir { .. } => None,
+                };
+                logged.entry(&change.path).or_default().extend(before.into_iter().chain(after));
             }
         }
         let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
         let applier = Applier::new(places, parents, recovery.ballast, recovery.can_exchange, Lsn(0));
         let known = Known::of(analysis.unsettled());
-        Ok(Self { recovery, analysis, goals, known, applier, own: Vec::new(), report: Report::default() })
+        Ok(Self {
+            recovery,
+            analysis,
+            goals,
+            known,
+            logged,
+            applier,
+            own: Vec::new(),
+            report: Report::default(),
+        })
     }
 
     /// Decides and repairs every name, parents before what they hold.
@@ -311,21 +337,7 @@ impl<'a> Repair<'a> {
         let Some(found) = found else { return Ok(goal.clone()) };
         let identity = self.recovery.places.vfs.identity()?;
         // Any transaction that has not settled may have given the file what was found.
-        let logged: Vec<&Attributes> = self
-            .analysis
-            .unsettled()
-            .flat_map(|transaction| &transaction.changes)
-            .filter(|other| other.path == change.path)
-            .flat_map(|other| {
-                let before = other.before.as_ref().map(|image| &image.attributes);
-                let after = match &other.after {
-                    After::File { attributes, .. } => Some(attributes),
-                    After::Absent | After::Dir { .. } => None,
-                };
-                before.into_iter().chain(after)
-            })
-            .collect();
-        if Attributes::is_mix(found, &logged, &identity) {
+        if Attributes::is_mix(found, &self.logged[&change.path], &identity) {
             return Ok(goal.clone());
         }
         self.report.metadata_kept.push(change.path.clone());
@@ -343,7 +355,14 @@ impl<'a> Repair<'a> {
                 self.recovery.stage.write(&slot, bytes, &attributes)?;
                 slot
             }
-            (_, Some(Source::OwnSlot(slot))) => slot,
+            (_, Some(Source::OwnSlot(slot))) => {
+                if let Some(file) = self.open_slot(&slot)?
+                    && Attributes::of_file(&*file)? != attributes
+                {
+                    attributes.set_on_file(&*file)?;
+                }
+                slot
+            }
             (_, Some(Source::Elsewhere(file))) => {
                 // A copy cut short would not be recognised, so it gets recovery's name only when it is whole.
                 let copying = self.recovery.stage.new_slot();
@@ -431,6 +450,12 @@ impl<'a> Repair<'a> {
             && holds(&*file)?
         {
             return Ok(Some(Source::OwnSlot(slot.clone())));
+        }
+        if let Ok(parent) = self.applier.parents.of(&change.path)
+            && let Ok(file) = parent.dir.open_file(change.path.name(), Access::Read)
+            && holds(&*file)?
+        {
+            return Ok(Some(Source::Elsewhere(file)));
         }
         for slot in self.analysis.slots().keys() {
             if let Some(file) = self.open_slot(slot)?

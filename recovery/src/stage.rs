@@ -82,11 +82,15 @@ impl Stage {
     /// Creates the slot's file with this content and these attributes. Nothing is synced.
     pub fn write(&self, slot: &Slot, bytes: &[u8], attributes: &Attributes) -> io::Result<Arc<dyn File>> {
         let file = self.create_file(slot)?;
-        if !bytes.is_empty() {
-            file.write_at(&[IoSlice::new(bytes)], 0)?;
+        let written = if bytes.is_empty() { Ok(()) } else { file.write_at(&[IoSlice::new(bytes)], 0) };
+        match written.and_then(|()| attributes.set_on_fresh_file(&*file, &self.fresh)) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                // What it has taken of a full disk is given back; it has been in nobody's sight.
+                let _ = self.dir.remove_file(&slot.os_name());
+                Err(error)
+            }
         }
-        attributes.set_on_fresh_file(&*file, &self.fresh)?;
-        Ok(file)
     }
 
     /// Whether the file system can exchange two names, found out on two files of its own.

@@ -14,3 +14,4 @@ mod power_cuts;
 mod real_input;
 mod settled;
 mod tidy;
+mod upkeep;

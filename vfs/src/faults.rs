@@ -406,6 +406,10 @@ impl Dir for FaultyDir {
         self.inner.check_writable()
     }
 
+    fn binds_inodes(&self) -> io::Result<bool> {
+        self.inner.binds_inodes()
+    }
+
     /// Not judged either.
     fn check_removable(&self, name: &OsStr) -> io::Result<()> {
         self.inner.check_removable(name)

@@ -267,6 +267,9 @@ pub trait Dir: Any + Send + Sync {
     /// Those of the calls that would do it: `EACCES`, `EPERM` for an immutable or append-only directory, `EROFS`.
     fn check_writable(&self) -> io::Result<()>;
 
+    /// Whether inodes from a directory without the same project id or encryption policy may not be renamed into this one.
+    fn binds_inodes(&self) -> io::Result<bool>;
+
     /// Whether this process may take away what stands at the name, given that the directory is writable: in a sticky
     /// one only the owners may.
     ///

@@ -235,7 +235,9 @@ impl Log {
         }
         let kept = usize::from(reserve == Reserve::Keep);
         let reusable = usize::from(self.is_reusable());
-        if segments + kept > self.free.len() + reusable && segments > 0 {
+        // The reserve counts even if the run fits the active segment: once a checkpoint's record has had to take it,
+        // filling the segment that it took would leave the next record without any.
+        if segments + kept > self.free.len() + reusable {
             return Err(Error::Full { needed_bytes });
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, IFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::file::OsFile;
@@ -23,6 +23,9 @@ fn overrides_owners() -> bool {
     rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::FOWNER))
 }
+
+/// `FS_ENCRYPT_FL`, which rustix does not name.
+const ENCRYPTED: IFlags = IFlags::from_bits_retain(0x800);
 
 /// How often a resolution that raced with a rename or a mount is tried again before its `EAGAIN` is passed on.
 const RESOLUTIONS_MAX: usize = 128;
@@ -220,6 +223,15 @@ impl Dir for OsDir {
         let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         retry_on_intr(|| rustix::fs::accessat(self.fd(), ".", wanted, AtFlags::EACCESS))?;
         if self.own_metadata()?.is_fixed { Err(Errno::PERM.into()) } else { Ok(()) }
+    }
+
+    fn binds_inodes(&self) -> io::Result<bool> {
+        match rustix::fs::ioctl_getflags(self.fd()) {
+            Ok(flags) => Ok(flags.intersects(IFlags::PROJECT_INHERIT | ENCRYPTED)),
+            // No such flags here, or a directory that may be passed through but not read.
+            Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::BADF | Errno::INVAL) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn check_removable(&self, name: &OsStr) -> io::Result<()> {

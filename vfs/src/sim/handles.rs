@@ -259,6 +259,10 @@ impl Dir for SimDir {
         Ok(())
     }
 
+    fn binds_inodes(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn check_removable(&self, _name: &OsStr) -> io::Result<()> {
         Ok(())
     }

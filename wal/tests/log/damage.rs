@@ -107,6 +107,7 @@ fn every_cut_is_noticed() {
         let (sim, all) = small_log(false);
         let (mut log, _) = open(&sim).unwrap();
         if active == 1 {
+            add_spare(&mut log);
             log.rotate().unwrap();
             append_synced(&mut log, &[b"in the second segment"]);
         }
@@ -185,6 +186,7 @@ fn damage_behind_a_former_end_is_noticed() {
 fn a_zeroed_header_before_frames_is_noticed() {
     let (sim, _) = small_log(false);
     let (mut log, _) = open(&sim).unwrap();
+    add_spare(&mut log);
     log.rotate().unwrap();
     append_synced(&mut log, &[b"in the second segment"]);
     let file = open_segment(&*dir(&sim), 1);
@@ -237,6 +239,7 @@ fn a_later_header_proves_what_came_before() {
     let sim = machine();
     let mut log = create(&sim);
     append(&mut log, &[b"one", b"two", b"three"]).unwrap();
+    add_spare(&mut log);
     log.rotate().unwrap();
     let places = places(&scan(&sim).unwrap());
     let dir = dir(&sim);
@@ -257,6 +260,7 @@ fn a_missing_or_copied_segment_is_noticed() {
     add_spare(&mut log);
     for _ in 0..2 {
         append_synced(&mut log, &[b"payload"]);
+        add_spare(&mut log);
         log.rotate().unwrap();
     }
     append_synced(&mut log, &[b"payload"]);

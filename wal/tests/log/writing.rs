@@ -2,7 +2,7 @@
 
 use atomtree_vfs::os::Os;
 use atomtree_vfs::sim::Sim;
-use atomtree_wal::{Error, Tail};
+use atomtree_wal::{Error, Record, Tail};
 
 use crate::*;
 
@@ -153,11 +153,12 @@ fn a_spare_made_meanwhile_is_used() {
     log.rotate().unwrap();
     log.add_spare(second);
     log.add_spare(first.build().unwrap());
-    for _ in 0..2 {
-        append_synced(&mut log, &[b"more"]);
-        log.rotate().unwrap();
-    }
-    append_synced(&mut log, &[b"last"]);
+    append_synced(&mut log, &[b"more"]);
+    log.rotate().unwrap();
+    append_synced(&mut log, &[b"more"]);
+    log.rotate().unwrap();
+    log.append_reserved(&[Record { kind: kind(), parts: &[b"last"] }]).unwrap();
+    log.sync().unwrap();
     for seed in 0..10 {
         assert_eq!(payloads(&scan(&sim.power_cut(seed)).unwrap()).len(), 4);
     }
@@ -183,4 +184,23 @@ fn nothing_is_nothing() {
 #[should_panic(expected = "bytes in a segment")]
 fn a_segment_without_a_size_is_a_mistake() {
     let _ = Log::create(dir(&machine()), ID, LogOptions { segment_bytes: 0, ..OPTIONS });
+}
+
+/// Goal: a log always has room for the record that makes room. Method: a checkpoint's record has to take the last spare;
+/// then nothing else is appended before a segment has been freed, although the active one is all but empty.
+#[test]
+fn nothing_is_appended_while_the_reserve_is_in_use() {
+    let sim = machine();
+    let mut log = create(&sim);
+    let all_but_a_frame = vec![1; ROOM_BYTES - 40 - 40];
+    append_synced(&mut log, &[&all_but_a_frame]);
+    let last = log.append_reserved(&[Record { kind: kind(), parts: &[b"checkpoint"] }]).unwrap();
+    log.sync().unwrap();
+    assert_eq!(scan(&sim).unwrap().usage().1, 0, "no segment is free");
+    assert!(matches!(append(&mut log, &[b"payload"]), Err(Error::Full { .. })));
+    // The next record that makes room fits, whatever happens meanwhile.
+    log.append_reserved(&[Record { kind: kind(), parts: &[b"checkpoint"] }]).unwrap();
+    log.sync().unwrap();
+    assert_eq!(log.retire(last).unwrap(), 1);
+    append_synced(&mut log, &[b"payload"]);
 }

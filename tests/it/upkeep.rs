@@ -1,0 +1,166 @@
+//! What a store does about the odds and ends of its life: copies, full disks, file systems that can do less, forks.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use atomtree::{Checkpoints, Error, ErrorKind, Options, Store};
+use atomtree_vfs::Vfs;
+use atomtree_vfs::faults::{Fault, Faults, Verb, fail_nothing};
+use atomtree_vfs::sim::Sim;
+
+fn machine() -> Sim {
+    let sim = Sim::new(3);
+    sim.create_dir("/tree");
+    sim
+}
+
+fn options(vfs: &(impl Vfs + Clone)) -> Options {
+    Options::new()
+        .vfs(Arc::new(vfs.clone()))
+        .segment_bytes(64 << 10)
+        .log_bytes_max(1 << 20)
+        .checkpoints(Checkpoints::Manual)
+}
+
+fn put(store: &Store, path: &str, content: &[u8]) -> Result<(), Error> {
+    let mut tx = store.begin()?;
+    tx.write(path, content)?;
+    tx.commit().map(drop)
+}
+
+fn names(sim: &Sim, dir: &str) -> Vec<String> {
+    let dir = sim.open_root(Path::new(dir)).unwrap();
+    let mut names: Vec<_> =
+        dir.list().unwrap().into_iter().map(|entry| entry.name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A store that was copied asks once whether it was meant, and belongs to its new tree from then on.
+#[test]
+fn a_copied_store_is_adopted_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (original, copy) = (scratch.path().join("original"), scratch.path().join("copy"));
+    std::fs::create_dir(&original).unwrap();
+    let options = || Options::new().checkpoints(Checkpoints::Manual);
+    let store = options().open(&original).unwrap();
+    put(&store, "a", b"1").unwrap();
+    let status = std::process::Command::new("cp").arg("-a").args([&original, &copy]).status().unwrap();
+    assert!(status.success());
+    drop(store);
+    let refused = options().open(&copy).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+    assert!(refused.to_string().contains("--adopt"), "{refused}");
+    let store = options().adopt(true).open(&copy).unwrap();
+    put(&store, "a", b"2").unwrap();
+    store.close().unwrap();
+    let inode = |root: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(root.join(".atomtree/store")).unwrap().ino()
+    };
+    let text = std::fs::read_to_string(copy.join(".atomtree/store")).unwrap();
+    assert!(text.contains(&format!("inode {}\n", inode(&copy))), "{text}");
+}
+
+/// A segment that could not be made on a full disk leaves nothing behind.
+#[test]
+fn a_spare_that_does_not_fit_is_removed() {
+    let sim = machine();
+    let faults = Faults::new(Arc::new(sim.clone()), fail_nothing());
+    let store = options(&faults).open("/tree").unwrap();
+    let before = names(&sim, "/tree/.atomtree/wal");
+    faults.set_rule(Arc::new(|call| {
+        let is_segment = call
+            .name
+            .as_ref()
+            .is_some_and(|name| Path::new(name).extension().is_some_and(|end| end == "seg"));
+        (call.verb == Verb::Allocate && is_segment).then_some(Fault::Error(28))
+    }));
+    for _ in 0..3 {
+        let mut tx = store.begin().unwrap();
+        for file in 0..40 {
+            tx.write(format!("{file}"), vec![1; 4000 + 250 * file]).unwrap();
+        }
+        let result = tx.commit();
+        assert!(
+            result.is_ok() || result.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace),
+            "{result:?}"
+        );
+        assert_eq!(names(&sim, "/tree/.atomtree/wal"), before);
+    }
+}
+
+/// A recovery that finds no space leaves no more behind each time it is tried, and succeeds once there is room.
+#[test]
+fn recovery_without_space_can_be_repeated() {
+    let sim = machine();
+    let store = options(&sim).segment_bytes(1 << 20).log_bytes_max(4 << 20).open("/tree").unwrap();
+    for file in 0..4 {
+        put(&store, &format!("{file}"), &vec![file; 200_000]).unwrap();
+    }
+    let after = sim.power_cut(3);
+    after.set_space(Some(70_000));
+    let mut left = Vec::new();
+    for _ in 0..4 {
+        let error = options(&after).open("/tree").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        left.push(names(&after, "/tree/.atomtree/stage").len());
+    }
+    assert!(left.iter().all(|count| *count == left[0]), "directories in stage/ after each: {left:?}");
+    after.set_space(None);
+    let store = options(&after).open("/tree").unwrap();
+    assert_eq!(store.recovery().redone, 4);
+    assert_eq!(after.read_file("/tree/3").unwrap(), vec![3; 200_000]);
+    store.close().unwrap();
+    assert!(names(&after, "/tree/.atomtree/stage").is_empty());
+}
+
+/// Without an exchange the original gets a second name; where links are refused as well, a copy.
+#[test]
+fn originals_survive_where_names_can_be_neither_exchanged_nor_linked() {
+    for links in [true, false] {
+        let sim = machine();
+        sim.write_file("/tree/a", b"old");
+        sim.set_exchange_supported(false);
+        let faults = Faults::new(Arc::new(sim.clone()), fail_nothing());
+        let store = options(&faults).open("/tree").unwrap();
+        if !links {
+            faults.set_rule(Arc::new(|call| (call.verb == Verb::Link).then_some(Fault::Error(1))));
+        }
+        put(&store, "a", b"new").unwrap();
+        assert_eq!(sim.read_file("/tree/a").unwrap(), b"new");
+        for seed in 0..40 {
+            let cut = sim.power_cut(seed);
+            let store = options(&cut).open("/tree").unwrap();
+            assert_eq!(cut.read_file("/tree/a").unwrap(), b"new", "links {links}, seed {seed}");
+            assert!(store.recovery().quarantined.is_empty(), "links {links}, seed {seed}");
+        }
+        store.close().unwrap();
+    }
+}
+
+/// A directory with a project quota of its own takes no inodes from elsewhere: found out before the commit point.
+#[test]
+fn a_directory_with_a_project_of_its_own_is_refused_before_the_commit_point() {
+    use atomtree_tests::volume::{Kind, Volume};
+    let volume = match Volume::create(Kind::Xfs, 0, false) {
+        Ok(volume) => volume,
+        Err(reason) => return println!("skipped: {reason}"),
+    };
+    let root = volume.path().join("tree");
+    std::fs::create_dir_all(root.join("sub")).unwrap();
+    let flag = ["-c", "chproj 77", "-c", "chattr +P"];
+    let set = std::process::Command::new("xfs_io").args(flag).arg(root.join("sub")).status();
+    if !set.is_ok_and(|status| status.success()) {
+        return println!("skipped: no xfs_io");
+    }
+    let store = Store::open(&root).unwrap();
+    let error = put(&store, "sub/file", b"1").unwrap_err();
+    assert_eq!(
+        (error.kind(), error.path()),
+        (ErrorKind::CrossDevice, Some(Path::new("sub/file"))),
+        "{error}"
+    );
+    put(&store, "file", b"1").unwrap();
+    store.close().unwrap();
+}
