@@ -42,6 +42,7 @@
 //! file; it is kept if it lands before the old file is unlinked. Damage inside the very last synced batch of a store
 //! that was not closed cannot be told from a torn end of the log.
 
+mod check;
 mod checkpointer;
 mod commit;
 mod error;
@@ -49,6 +50,7 @@ mod inspect;
 mod lock;
 mod options;
 mod resolve;
+mod stage;
 mod store;
 mod transaction;
 

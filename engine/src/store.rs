@@ -22,10 +22,11 @@ use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
 use parking_lot::{Condvar, Mutex};
 
 use crate::checkpointer::{self, Unsettled};
-use crate::commit::{Outcome, Prepared};
+use crate::commit::Outcome;
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::lock::{LOCK_FILE, MEMBERS_FILE, StoreLock};
 use crate::options::{Checkpoints, Options};
+use crate::stage::Prepared;
 use crate::transaction::Transaction;
 
 /// How often [`Store::transact`] repeats its closure after a conflict.
