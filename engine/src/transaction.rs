@@ -683,11 +683,12 @@ impl Transaction {
 
     /// The defaults of the nearest directory above the name that exists.
     fn defaults_below(&mut self, path: &TreePath) -> Result<Arc<Defaults>, Error> {
-        if let Some(defaults) = self.defaults.get(path.parent_path()) {
-            return Ok(defaults.clone());
-        }
         let mut at = path.parent_path();
         let dir: Arc<dyn Dir> = loop {
+            if let Some(defaults) = self.defaults.get(at).cloned() {
+                self.defaults.insert(path.parent_path().to_owned(), defaults.clone());
+                return Ok(defaults);
+            }
             match self.parents.open(at) {
                 Ok(parent) => break parent.dir,
                 // Something that is no directory can only be a file that this transaction removes.
@@ -705,7 +706,9 @@ impl Transaction {
         let acl = found.xattrs.into_iter().find(|xattr| xattr.name == DEFAULT_ACL).map(|xattr| xattr.value);
         let gid = if setgid { found.gid } else { identity.gid };
         let defaults = Arc::new(Defaults { uid: identity.uid, gid, setgid, umask: identity.umask, acl });
-        self.defaults.insert(path.parent_path().to_owned(), defaults.clone());
+        for below in [at, path.parent_path()] {
+            self.defaults.insert(below.to_owned(), defaults.clone());
+        }
         Ok(defaults)
     }
 }

@@ -3,7 +3,7 @@
 //! A lock whose holder lives is never taken over, so in doubt a process counts as alive.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -27,11 +27,18 @@ pub(super) fn is_alive(process: &ProcessIdentity) -> bool {
     }
 }
 
+/// The process's name comes first, of at most 15 bytes, which may be escaped to four each.
+const UMASK_WITHIN_BYTES: usize = 256;
+
 /// The file mode creation mask of this thread.
 pub(super) fn umask() -> io::Result<u32> {
-    // The calling thread's, since the main thread's is gone once that thread has ended.
-    let status = fs::read("/proc/thread-self/status")?;
-    parse_umask(&status).ok_or_else(unreadable)
+    // The calling thread's, since the main thread's is gone once that thread has ended. The mask stands on the second
+    // line, so that one short read finds it.
+    let mut status = fs::File::open("/proc/thread-self/status")?;
+    let mut head = [0; UMASK_WITHIN_BYTES];
+    let read = status.read(&mut head)?;
+    let lines = head[..read].iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+    parse_umask(&head[..lines]).ok_or_else(unreadable)
 }
 
 fn parse_umask(status: &[u8]) -> Option<u32> {
