@@ -24,7 +24,7 @@ const PAUSE_FACTOR: u32 = 10;
 /// to read.
 const CLOSE_BYTES_MAX: u64 = 256 << 10;
 
-/// What waits for a checkpoint. Guarded by the engine's `pending` mutex.
+/// What waits for a checkpoint. Guarded by the engine's `unsettled` mutex.
 #[derive(Default)]
 pub(crate) struct Unsettled {
     /// Applied and not settled, in order.
@@ -54,9 +54,13 @@ impl Engine {
         let by_reference = |change: &atomtree_recovery::plan::Change<'_>| change.after.is_by_reference();
         unsettled.is_urgent |=
             transactions.iter().flat_map(|transaction| &transaction.changes).any(by_reference);
+        // Otherwise the checkpointer knows already when to wake; waking it at each commit would cost each a switch.
+        let is_news = unsettled.is_urgent || unsettled.since.is_none();
         unsettled.since.get_or_insert_with(Instant::now);
         unsettled.transactions.append(&mut transactions);
-        self.wake.notify_all();
+        if is_news {
+            self.wake.notify_all();
+        }
     }
 
     pub(crate) fn note_log_usage(&self, used_bytes: u64, wants_spare: bool) {
@@ -77,9 +81,16 @@ impl Engine {
     pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
         self.checkpoint()?;
         let used_now = self.commits.lock().log.used_bytes();
-        if used_now < used_bytes || self.add_spare()? {
+        if used_now < used_bytes {
             return Ok(());
         }
+        // On a full disk the log makes do with the segments that it has.
+        let no_space = match self.add_spare() {
+            Ok(true) => return Ok(()),
+            Ok(false) => None,
+            Err(error) if error.kind() == ErrorKind::NoSpace => Some(error),
+            Err(error) => return Err(error),
+        };
         let turn = self.checkpoint_turn.lock();
         let mut commits = self.commits.lock();
         if !self.unsettled.lock().transactions.is_empty() || commits.log.used_bytes() < used_bytes {
@@ -88,13 +99,12 @@ impl Engine {
             return Ok(());
         }
         // Now the log is as empty as it gets, but for its active segment.
-        let is_worth_it = commits.log.active_bytes() > commits.log.options().segment_bytes / 8;
-        if is_worth_it && commits.log.rotate().is_ok() {
+        if commits.log.is_worth_rotating() && commits.log.rotate().is_ok() {
             drop((commits, turn));
             return self.settle(true);
         }
         let reason = "the transaction does not fit into the log; raise log_bytes_max, or split it";
-        Err(Error::invalid(ErrorKind::NoSpace, reason))
+        Err(no_space.unwrap_or_else(|| Error::invalid(ErrorKind::NoSpace, reason)))
     }
 
     /// Settles everything that has been applied.
@@ -129,6 +139,8 @@ impl Engine {
             Ok(Progress::PutOff(error)) => {
                 unsettled.transactions.splice(0..0, transactions);
                 unsettled.since.get_or_insert_with(Instant::now);
+                // Whoever tried may not have been the checkpointer, which has to come back to it.
+                self.wake.notify_all();
                 Err(error)
             }
             Err(error) => {
@@ -217,6 +229,8 @@ impl Engine {
 
     /// Adds a segment to the log if it may grow. Returns whether it did.
     fn add_spare(&self) -> Result<bool, Error> {
+        // One at a time: two that both found room for one more would pass the log's bound.
+        let _turn = self.spare_turn.lock();
         let builder = {
             let mut commits = self.commits.lock();
             if !commits.log.may_grow() {

@@ -59,6 +59,8 @@ pub(crate) struct Engine {
     pub(crate) group: GroupCommit<Prepared, Outcome>,
     /// Held while a checkpoint is made. Taken before `commits`, never after.
     pub(crate) checkpoint_turn: Mutex<()>,
+    /// Held while a segment is being added. Taken before `commits`, and never with `checkpoint_turn`.
+    pub(crate) spare_turn: Mutex<()>,
     /// Taken after `commits`, for moments only.
     pub(crate) unsettled: Mutex<Unsettled>,
     /// Wakes the checkpointer; goes with `unsettled`.
@@ -285,6 +287,7 @@ impl Engine {
             commits: Mutex::new(CommitState { log, next_tx, settled, is_closed }),
             group: GroupCommit::new(),
             checkpoint_turn: Mutex::new(()),
+            spare_turn: Mutex::new(()),
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),
             health: Mutex::new(Health::Open),
@@ -390,7 +393,7 @@ fn check_confinement(root: &dyn Dir) -> Result<(), Error> {
             if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) =>
         {
             let reason = format!(
-                "the system call openat2, which keeps every path inside the root, is refused here ({error}); use Linux 5.6 or later, and in a container a runtime whose seccomp filter knows it"
+                "the system call openat2, which keeps every path inside the root, is refused here ({error}); use Linux 5.8 or later, and in a container a runtime whose seccomp filter knows it"
             );
             Err(Error::invalid(ErrorKind::Unsupported, reason))
         }

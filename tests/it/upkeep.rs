@@ -90,6 +90,26 @@ fn a_spare_that_does_not_fit_is_removed() {
     }
 }
 
+/// A log that cannot grow, because the disk is full, goes round in the segments that it has.
+#[test]
+fn commits_go_on_in_a_log_that_cannot_grow() {
+    let sim = machine();
+    let faults = Faults::new(Arc::new(sim.clone()), fail_nothing());
+    let store = options(&faults).open("/tree").unwrap();
+    faults.set_rule(Arc::new(|call| {
+        let is_segment = call
+            .name
+            .as_ref()
+            .is_some_and(|name| Path::new(name).extension().is_some_and(|end| end == "seg"));
+        (call.verb == Verb::Allocate && is_segment).then_some(Fault::Error(28))
+    }));
+    for round in 0..100_u8 {
+        put(&store, "a", &[round; 4000]).unwrap_or_else(|error| panic!("round {round}: {error}"));
+    }
+    assert_eq!(sim.read_file("/tree/a").unwrap(), [99; 4000]);
+    store.close().unwrap();
+}
+
 /// A recovery that finds no space leaves no more behind each time it is tried, and succeeds once there is room.
 #[test]
 fn recovery_without_space_can_be_repeated() {

@@ -510,6 +510,12 @@ impl Log {
         self.offset - HEADER_AREA_BYTES
     }
 
+    /// Whether going on in the next segment gains anything: the active one must not be written any more, or an eighth of
+    /// it is used.
+    pub fn is_worth_rotating(&self) -> bool {
+        self.is_torn || self.active_bytes() > self.options.segment_bytes / 8
+    }
+
     /// What frames take in all segments, those that may be retired included.
     pub fn used_bytes(&self) -> u64 {
         self.sealed.len() as u64 * self.options.segment_bytes + self.active_bytes()
