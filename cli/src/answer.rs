@@ -26,8 +26,9 @@ impl Failure {
         Self { kind, path: None, message: message.into() }
     }
 
-    pub(crate) fn at(kind: ErrorKind, path: impl Into<PathBuf>, message: impl Into<String>) -> Self {
-        Self { kind, path: Some(path.into()), message: message.into() }
+    /// The same, said of a path of the tree.
+    pub(crate) fn about(self, path: &std::path::Path) -> Self {
+        Self { path: Some(path.to_owned()), ..self }
     }
 
     /// That something outside the store could not be read or written.
@@ -207,7 +208,7 @@ mod tests {
             json(&done),
             r#"{"id":"t1","ok":true,"tx":12,"files":3,"ms":0.41,"displaced":[{"path":{"base64":"/w=="},"kept":"quarantine/1"}]}"#
         );
-        let failure = Failure::at(ErrorKind::Conflict, "schema.sql", "why");
+        let failure = Failure::new(ErrorKind::Conflict, "why").about("schema.sql".as_ref());
         assert_eq!(
             answer(&id, &Err(failure)).0,
             r#"{"id":"t1","ok":false,"error":"conflict","path":"schema.sql","message":"why"}"#

@@ -115,6 +115,12 @@ enum Stop {
     Final(Failure),
 }
 
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Final(failure)
+    }
+}
+
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         match error.kind() {
@@ -152,14 +158,14 @@ fn transact(
 
 fn attempt(store: &Store, document: &Document, policies: Policies) -> Result<Receipt, Stop> {
     let mut transaction = store.begin()?;
-    prepare(&mut transaction, document, policies)?;
+    prepare(&mut transaction, document, policies);
     for op in &document.ops {
         act(&mut transaction, op)?;
     }
     Ok(transaction.commit()?)
 }
 
-fn prepare(transaction: &mut Transaction, document: &Document, policies: Policies) -> Result<(), Stop> {
+fn prepare(transaction: &mut Transaction, document: &Document, policies: Policies) {
     if let Some(label) = &document.label {
         transaction.set_label(label);
     }
@@ -169,10 +175,7 @@ fn prepare(transaction: &mut Transaction, document: &Document, policies: Policie
     transaction.set_symlinks(match document.symlinks.unwrap_or(policies.symlinks) {
         Symlinks::Refuse => atomtree::Symlinks::Refuse,
         Symlinks::Follow => atomtree::Symlinks::Follow,
-        Symlinks::Replace => {
-            let message = "replacing symlinks is not supported yet; refuse or follow them";
-            return Err(Stop::Final(Failure::new(ErrorKind::Unsupported, message)));
-        }
+        Symlinks::Replace => atomtree::Symlinks::Replace,
     });
     transaction.set_durability(match document.durability.unwrap_or(policies.durability) {
         Durability::Synced => atomtree::Durability::Synced,
@@ -182,18 +185,19 @@ fn prepare(transaction: &mut Transaction, document: &Document, policies: Policie
         HardLinks::Refuse => atomtree::HardLinks::Refuse,
         HardLinks::Break => atomtree::HardLinks::Break,
     });
-    Ok(())
 }
 
 fn act(transaction: &mut Transaction, op: &Op) -> Result<(), Stop> {
-    let unsupported = |path: &Path, what: &str, instead: &str| {
-        let message = format!("{}: {what} is not supported yet; {instead}", path.display());
-        Err(Stop::Final(Failure::at(ErrorKind::Unsupported, path, message)))
-    };
     match op {
-        Op::Write { path, content, mode: None } => transaction.write(path, content.read(path)?)?,
-        Op::Write { path, content, mode: Some(mode) } => {
-            transaction.write_with_mode(path, content.read(path)?, *mode)?;
+        Op::Write { path, content: Content::Bytes(bytes), mode: None } => {
+            transaction.write(path, bytes.clone())?;
+        }
+        Op::Write { path, content: Content::Bytes(bytes), mode: Some(mode) } => {
+            transaction.write_with_mode(path, bytes.clone(), *mode)?;
+        }
+        Op::Write { path, content: Content::OfFile(source), mode } => {
+            let source = open_source(source).map_err(|failure| failure.about(path))?;
+            transaction.write_from_with_mode(path, source, *mode)?;
         }
         Op::Append { path, content: Content::Bytes(bytes), mode } => {
             transaction.append_with_mode(path, bytes, *mode)?;
@@ -214,12 +218,15 @@ fn act(transaction: &mut Transaction, op: &Op) -> Result<(), Stop> {
             };
             transaction.expect(path, expectation).map_err(|error| Stop::Final(error.into()))?;
         }
-        Op::Mkdir { path, .. } => {
-            return unsupported(path, "mkdir", "writing a file makes the directories above it");
+        Op::Mkdir { path, parents: true, mode } => transaction.create_dir_all_with_mode(path, *mode)?,
+        Op::Mkdir { path, parents: false, mode: None } => transaction.create_dir(path)?,
+        Op::Mkdir { path, parents: false, mode: Some(mode) } => {
+            transaction.create_dir_with_mode(path, *mode)?;
         }
-        Op::Rmdir { path, .. } => return unsupported(path, "rmdir", "remove the files in it"),
-        Op::Symlink { path, .. } => return unsupported(path, "symlink", "write a file"),
-        Op::Chmod { path, .. } => return unsupported(path, "chmod", "write the file with a `mode`"),
+        Op::Rmdir { path, recursive: false } => transaction.remove_dir(path)?,
+        Op::Rmdir { path, recursive: true } => transaction.remove_dir_all(path)?,
+        Op::Symlink { path, target } => transaction.symlink(path, target)?,
+        Op::Chmod { path, mode } => transaction.set_mode(path, *mode)?,
     }
     Ok(())
 }
@@ -229,21 +236,30 @@ impl Content {
     fn read(&self, path: &Path) -> Result<Vec<u8>, Stop> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.clone()),
-            Self::OfFile(source) => read_source(source)
-                .map_err(|failure| Stop::Final(Failure { path: Some(path.to_owned()), ..failure })),
+            Self::OfFile(source) => {
+                let read = open_source(source).and_then(|mut file| {
+                    let mut bytes = Vec::new();
+                    file.read_to_end(&mut bytes).map_err(|error| unreadable(source, &error))?;
+                    Ok(bytes)
+                });
+                read.map_err(|failure| failure.about(path).into())
+            }
         }
     }
 }
 
-fn read_source(source: &Path) -> Result<Vec<u8>, Failure> {
-    let failed =
-        |error: io::Error| Failure::of_io(&format!("read the content from {}", source.display()), &error);
+fn unreadable(source: &Path, error: &io::Error) -> Failure {
+    Failure::of_io(&format!("read the content from {}", source.display()), error)
+}
+
+fn open_source(source: &Path) -> Result<fs::File, Failure> {
+    let failed = |error: io::Error| unreadable(source, &error);
     // A pipe could keep everything waiting, and a device need not end.
     if !fs::metadata(source).map_err(failed)?.is_file() {
         let message = format!("the content is to come from {}, which is no regular file", source.display());
         return Err(Failure::new(ErrorKind::InvalidInput, message));
     }
-    fs::read(source).map_err(failed)
+    fs::File::open(source).map_err(failed)
 }
 
 /// Closes a store whose transactions are all answered. They are durable, so a failure is only told: it leaves the next

@@ -134,7 +134,7 @@ pub(crate) enum Symlinks {
     Refuse,
     /// The file that it leads to is written
     Follow,
-    /// The link gives way to a file (not supported yet)
+    /// The link gives way to a file
     Replace,
 }
 

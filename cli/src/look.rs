@@ -152,7 +152,11 @@ impl<'a> Past<'a> {
 impl State {
     fn new(state: &atomtree::State) -> Self {
         Self {
-            kind: if state.directory { "directory" } else { "file" },
+            kind: match (state.directory, state.symlink) {
+                (true, _) => "directory",
+                (false, true) => "symlink",
+                (false, false) => "file",
+            },
             mode: format!("{:04o}", state.mode),
             size: (!state.directory).then_some(state.size),
             blake3: state.digest.map(|digest| digest.to_string()),

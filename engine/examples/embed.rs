@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Runs again if another program changes one of these files meanwhile: nothing that it did is overwritten unseen.
     let (version, receipt) = store.transact(|tx| {
-        let config = if tx.is_present("config.json")? { tx.read("config.json")? } else { b"0".to_vec() };
+        let config = if tx.exists("config.json")? { tx.read("config.json")? } else { b"0".to_vec() };
         let version = String::from_utf8_lossy(&config).trim().parse::<u32>().unwrap_or(0) + 1;
         tx.set_label(format!("migrate to version {version}"));
         tx.write("config.json", format!("{version}\n"))?;

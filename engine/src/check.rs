@@ -2,64 +2,146 @@
 //!
 //! Identity and times answer fast where they can; content answers where they can't.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use atomtree_recovery::apply::{Parent, Parents, is_no_directory};
 use atomtree_recovery::image::{Content, Image, ImageLimits, is_recent};
-use atomtree_recovery::plan::After;
+use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
 use atomtree_vfs::{Kind, Metadata, is_symlink_error};
 
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::stage::Prepared;
 use crate::store::Engine;
+use crate::view::{Seen, list_of};
 
 impl Engine {
     /// The decisive check: everything that was read or is replaced is still what was seen, and every staged file is
     /// still the one that was staged.
     pub(crate) fn check(&self, parents: &mut Parents, prepared: &mut Prepared) -> Result<(), Error> {
         for read in &mut prepared.reads {
-            if let Some(fresh) = self.check_name(parents, &read.path, read.parent, read.original.as_ref())? {
-                read.original = Some(fresh);
+            match &mut read.seen {
+                Seen::Name(original) => {
+                    if let Some(fresh) =
+                        self.check_name(parents, &read.path, read.parent, original.as_ref())?
+                    {
+                        *original = Some(fresh);
+                    }
+                }
+                Seen::Listing { path, inode, names } => check_listing(parents, path, *inode, names)?,
             }
         }
         let mut made_meanwhile = Vec::new();
         // Directories that are not there and that this transaction makes: nothing can stand in them.
         let mut to_be_made: HashSet<TreePath> = HashSet::new();
-        for change in &mut prepared.changes {
-            let is_in_new_dir = change.path.parent().is_some_and(|parent| to_be_made.contains(&parent));
-            if matches!(change.after, After::Dir { .. }) {
-                // Somebody else has made the directory: then there is nothing to make, and nothing in the way.
+        for planned in &mut prepared.planned {
+            let change = &mut planned.change;
+            if let Some(moved) = change.moved() {
+                check_moved(parents, moved)?;
+            }
+            if let Some(disk) = &planned.disk {
+                let is_in_new_dir = disk.parent().is_some_and(|parent| to_be_made.contains(&parent));
+                if planned.is_implied && change.before.is_none() {
+                    // Somebody else has made the directory: then there is nothing to make, and nothing in the way.
+                    if !is_in_new_dir && is_directory(parents, disk).on("look at", disk.as_path())? {
+                        made_meanwhile.push(change.path.clone());
+                        continue;
+                    }
+                }
+                if matches!(change.after, After::Dir { .. }) && change.before.is_none() {
+                    to_be_made.insert(disk.clone());
+                }
                 if !is_in_new_dir
-                    && is_directory(parents, &change.path).on("look at", change.path.as_path())?
+                    && let Some(fresh) =
+                        self.check_name(parents, disk, change.parent, change.before.as_ref())?
                 {
-                    made_meanwhile.push(change.path.clone());
-                    continue;
+                    if change.before.as_ref().is_some_and(|before| fresh.links > before.links)
+                        && fresh.kind != Kind::Dir
+                    {
+                        let reason = "it was given another hard link since the transaction looked";
+                        return Err(Error::conflict(disk.as_path(), reason));
+                    }
+                    change.before = Some(fresh);
                 }
-                to_be_made.insert(change.path.clone());
-            }
-            if !is_in_new_dir
-                && let Some(fresh) =
-                    self.check_name(parents, &change.path, change.parent, change.before.as_ref())?
-            {
-                if change.before.as_ref().is_some_and(|before| fresh.links > before.links) {
-                    let reason = "it was given another hard link since the transaction looked";
-                    return Err(Error::conflict(change.path.as_path(), reason));
-                }
-                change.before = Some(fresh);
-            }
-            if let (After::File { inode, .. }, Some(slot)) = (&change.after, &change.slot) {
-                let found = prepared.staged.dir.metadata(&slot.os_name());
-                if !found.is_ok_and(|found| found.kind == Kind::File && found.inode == *inode) {
-                    let reason =
-                        "its staged content in .atomtree/stage was removed or replaced by another program";
-                    return Err(Error::refused(ErrorKind::Io, change.path.as_path(), reason));
+                if change.takes_directory() {
+                    self.check_contents(parents, disk, &planned.change, &planned.listings)?;
                 }
             }
+            self.check_slot(&planned.change)?;
         }
         if !made_meanwhile.is_empty() {
-            prepared.changes.retain(|change| !made_meanwhile.contains(&change.path));
+            prepared.planned.retain(|planned| !made_meanwhile.contains(&planned.change.path));
+        }
+        Ok(())
+    }
+
+    /// Whether the new content still waits in its slot.
+    fn check_slot(&self, change: &Change<'_>) -> Result<(), Error> {
+        let (inode, kind) = match &change.after {
+            After::File { inode, .. } => (*inode, Kind::File),
+            After::Symlink { inode, .. } => (*inode, Kind::Symlink),
+            _ => return Ok(()),
+        };
+        let slot = change.slot.as_ref().expect("a new content has a slot");
+        let found = self.stage().dir().metadata(&slot.os_name());
+        if found.is_ok_and(|found| found.kind == kind && found.inode == inode) {
+            return Ok(());
+        }
+        let reason = "its staged content in .atomtree/stage was removed or replaced by another program";
+        Err(Error::refused(ErrorKind::Io, change.path.as_path(), reason))
+    }
+
+    /// Whether a directory that goes still holds what was seen in it, and nothing else.
+    fn check_contents(
+        &self,
+        parents: &mut Parents,
+        disk: &TreePath,
+        change: &Change<'_>,
+        listings: &[(Box<[u8]>, BTreeSet<OsString>)],
+    ) -> Result<(), Error> {
+        let dir = parents.of(disk).on("open the directory of", disk.as_path())?.dir;
+        let top = dir.open_dir(Path::new(disk.name())).on("open", disk.as_path())?;
+        let images: HashMap<&[u8], &Image<'_>> =
+            change.contents.iter().map(|(path, image)| (path.as_bytes(), image)).collect();
+        for (below, expected) in listings {
+            let below = Path::new(OsStr::from_bytes(below));
+            let path = disk.as_path().join(below);
+            let dir = match top.open_dir(below) {
+                Err(error) if is_no_directory(&error) => {
+                    return Err(Error::conflict(
+                        path,
+                        "it was removed or replaced since the transaction looked",
+                    ));
+                }
+                opened => opened.on("open", &path)?,
+            };
+            let mut found = BTreeSet::new();
+            for entry in dir.list().on("list", &path)? {
+                let below = below.join(&entry.name);
+                let conflict = |reason: &str| Err(Error::conflict(path.join(&entry.name), reason));
+                if !expected.contains(&entry.name) {
+                    return conflict("it was put into a directory that is to be removed");
+                }
+                if let Some(image) = images.get(below.as_os_str().as_bytes()) {
+                    match image.is_unchanged_at(&*self.places.vfs, &*dir, &entry.name) {
+                        Ok(true) => {}
+                        Ok(false) => return conflict("it was changed since the transaction looked"),
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                            return conflict("it was removed since the transaction looked");
+                        }
+                        Err(error) => return Err(error).on("look at", path.join(&entry.name)),
+                    }
+                }
+                found.insert(entry.name);
+            }
+            if let Some(missing) = expected.difference(&found).next() {
+                let reason = "it was removed or renamed since the transaction looked";
+                return Err(Error::conflict(path.join(missing), reason));
+            }
         }
         Ok(())
     }
@@ -119,6 +201,9 @@ impl Engine {
         if seen.has_times_of(found) && !is_recent(seen.changed, seen.captured, vfs) {
             return Ok(None);
         }
+        if seen.kind == Kind::Dir && !seen.is_directory(found) {
+            return Err(Error::conflict(path.as_path(), "it was replaced since the transaction looked"));
+        }
         // Its times prove nothing: they are too recent to tell a second change, or they have moved although nothing
         // that counts has. The content decides.
         let limits = ImageLimits { digest_bytes: self.options.inline_bytes_max, ..ImageLimits::default() };
@@ -131,6 +216,8 @@ impl Engine {
             return Err(Error::conflict(path.as_path(), "it was removed while it was being looked at"));
         };
         let same_content = match seen.content.digest() {
+            // What lies in it is compared name by name, where it counts.
+            None if seen.kind == Kind::Dir => true,
             Some(digest) => fresh.has_content(seen.size, digest) == Some(true),
             None => seen.has_times_of(found),
         };
@@ -145,6 +232,68 @@ impl Engine {
             return Err(Error::conflict(path.as_path(), reason));
         }
         Ok(Some(fresh))
+    }
+}
+
+/// Whether an inode that moves still stands where it stood.
+fn check_moved(parents: &mut Parents, moved: &Moved) -> Result<(), Error> {
+    let path = moved.from.as_path();
+    let found = parents.of(&moved.from).and_then(|parent| {
+        let found = parent.dir.metadata(moved.from.name())?;
+        Ok((parent.metadata, found))
+    });
+    match found {
+        Ok((above, found)) if above.inode == moved.from_parent && moved.is(&found) => {
+            if found.mount != above.mount {
+                let reason = "something has been mounted there since the transaction looked";
+                return Err(Error::refused(ErrorKind::MountPoint, path, reason));
+            }
+            if found.is_fixed {
+                let reason = "it was made immutable or append-only since the transaction looked";
+                return Err(Error::refused(ErrorKind::Permission, path, reason));
+            }
+            if (found.mode, found.uid, found.gid) != (moved.before.mode, moved.before.uid, moved.before.gid) {
+                return Err(Error::conflict(
+                    path,
+                    "its mode or owner was changed since the transaction looked",
+                ));
+            }
+            Ok(())
+        }
+        Ok(_) => Err(Error::conflict(path, "it was replaced since the transaction looked")),
+        Err(error) if is_no_directory(&error) => {
+            Err(Error::conflict(path, "it was moved or removed since the transaction looked"))
+        }
+        Err(error) => Err(error).on("look at", path),
+    }
+}
+
+/// Whether a directory holds the names that it held, of the same kinds.
+fn check_listing(
+    parents: &mut Parents,
+    path: &[u8],
+    inode: u64,
+    names: &BTreeMap<OsString, Kind>,
+) -> Result<(), Error> {
+    let path = Path::new(OsStr::from_bytes(path));
+    let dir = match parents.open(path) {
+        Ok(parent) if parent.metadata.inode == inode => parent.dir,
+        Ok(_) => return Err(Error::conflict(path, "the directory was replaced since it was listed")),
+        Err(error) if is_no_directory(&error) => {
+            return Err(Error::conflict(path, "the directory was removed since it was listed"));
+        }
+        Err(error) => return Err(error).on("open", path),
+    };
+    let found = list_of(&*dir, path.as_os_str().is_empty()).on("list", path)?;
+    let differs = |(name, kind): (&OsString, &Kind)| found.get(name) != Some(kind);
+    let gone = names.iter().find(|(name, kind)| differs((name, kind))).map(|(name, _)| name);
+    let other = gone.or_else(|| found.keys().find(|name| !names.contains_key(*name)));
+    match other {
+        None => Ok(()),
+        Some(name) => {
+            let reason = "it came, went or changed its kind since its directory was listed";
+            Err(Error::conflict(path.join(name), reason))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::apply::{Applier, Parents};
 use atomtree_recovery::log_records::append_checkpoint;
 use atomtree_recovery::manifest::{self, Summary};
-use atomtree_recovery::plan::{Checkpoint, TransactionId};
+use atomtree_recovery::plan::{Change, Checkpoint, TransactionId};
 use atomtree_recovery::sweep::discard_original;
 use atomtree_wal::Lsn;
 
@@ -28,7 +28,7 @@ const CLOSE_BYTES_MAX: u64 = 256 << 10;
 #[derive(Default)]
 pub(crate) struct Unsettled {
     /// Applied and not settled, in order.
-    transactions: Vec<Committed<'static>>,
+    transactions: Vec<Arc<Committed<'static>>>,
     /// When the first of them was applied.
     since: Option<Instant>,
     /// Whether a checkpoint is wanted at once.
@@ -48,12 +48,13 @@ enum Progress {
 
 impl Engine {
     /// Hands transactions over that have been applied.
-    pub(crate) fn note_applied(&self, mut transactions: Vec<Committed<'static>>) {
+    pub(crate) fn note_applied(&self, mut transactions: Vec<Arc<Committed<'static>>>) {
         let mut unsettled = self.unsettled.lock();
-        // A content outside of the log has only one copy in reach until it is settled.
-        let by_reference = |change: &atomtree_recovery::plan::Change<'_>| change.after.is_by_reference();
+        // A content outside of the log has only one copy in reach until it is settled; and what moves directories makes
+        // whoever touches them wait.
+        let is_urgent = |change: &Change<'_>| change.after.is_by_reference() || change.is_barrier();
         unsettled.is_urgent |=
-            transactions.iter().flat_map(|transaction| &transaction.changes).any(by_reference);
+            transactions.iter().flat_map(|transaction| &transaction.changes).any(is_urgent);
         // Otherwise the checkpointer knows already when to wake; waking it at each commit would cost each a switch.
         let is_news = unsettled.is_urgent || unsettled.since.is_none();
         unsettled.since.get_or_insert_with(Instant::now);
@@ -116,9 +117,20 @@ impl Engine {
         self.settle(false)
     }
 
+    /// As [`Engine::checkpoint`], for who holds the commit lock already; `None` if one is being made by another thread,
+    /// which waits for that lock.
+    pub(crate) fn checkpoint_held(&self, commits: &mut CommitState) -> Option<Result<(), Error>> {
+        let _turn = self.checkpoint_turn.try_lock()?;
+        Some(self.settle_in_turn(false, Some(commits)))
+    }
+
     fn settle(&self, even_if_empty: bool) -> Result<(), Error> {
         // One at a time; a second one waits and then settles what has come in since.
         let _turn = self.checkpoint_turn.lock();
+        self.settle_in_turn(even_if_empty, None)
+    }
+
+    fn settle_in_turn(&self, even_if_empty: bool, held: Option<&mut CommitState>) -> Result<(), Error> {
         self.check_settling()?;
         let transactions = {
             let mut unsettled = self.unsettled.lock();
@@ -129,7 +141,7 @@ impl Engine {
         let result = if transactions.is_empty() && !even_if_empty {
             Ok(Progress::Settled)
         } else {
-            self.settle_these(&transactions)
+            self.settle_these(&transactions, held)
         };
         let mut unsettled = self.unsettled.lock();
         unsettled.last_duration = start.elapsed();
@@ -152,11 +164,12 @@ impl Engine {
     }
 
     /// Writes the manifest of these transactions, from the ballast if need be.
-    fn write_manifest(&self, transactions: &[Committed<'_>]) -> Result<(), Error> {
+    fn write_manifest(&self, transactions: &[Arc<Committed<'static>>]) -> Result<(), Error> {
         if transactions.is_empty() {
             return Ok(());
         }
-        let summaries: Vec<Summary> = transactions.iter().map(Summary::of).collect();
+        let summaries: Vec<Summary> =
+            transactions.iter().map(|transaction| Summary::of(transaction)).collect();
         let write = || manifest::write(&*self.places.history, &summaries).map_err(Error::from);
         match write() {
             Err(error)
@@ -169,7 +182,11 @@ impl Engine {
         }
     }
 
-    fn settle_these(&self, transactions: &[Committed<'_>]) -> Result<Progress, Error> {
+    fn settle_these(
+        &self,
+        transactions: &[Arc<Committed<'static>>],
+        mut held: Option<&mut CommitState>,
+    ) -> Result<Progress, Error> {
         let places = &self.places;
         // Targets, originals and all their directories. The descriptor is as old as the store's opening, so that no
         // write-back error of ours has been reported elsewhere.
@@ -179,8 +196,7 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Progress::PutOff(error)),
             result => result?,
         }
-        let (watermark, lsn) = {
-            let mut commits = self.commits.lock();
+        let (watermark, lsn) = self.with_commits(&mut held, |commits| {
             // A transaction that got stuck after its commit point is in nobody's list, and must not be covered.
             self.check_settling()?;
             // If nothing was applied meanwhile, the records behind the last commit are covered too: they explain
@@ -195,12 +211,14 @@ impl Engine {
             commits.log.sync().map_err(atomtree_recovery::Error::Log)?;
             commits.is_closed = false;
             commits.settled = settled;
-            (settled, lsn)
-        };
+            commits.unsettled.retain(|transaction| transaction.lsn > settled);
+            Ok::<_, Error>((settled, lsn))
+        })?;
         self.discard_originals(transactions)?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         debug_assert!(watermark <= lsn);
-        self.commits.lock().log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)?;
+        self.with_commits(&mut held, |commits| commits.log.retire(watermark.next()))
+            .map_err(atomtree_recovery::Error::Log)?;
         if let Some(last) = transactions.last() {
             let keep_from = last.begin.tx.0.saturating_sub(self.options.history_transactions_max);
             manifest::prune(&*places.history, TransactionId(keep_from))?;
@@ -208,7 +226,19 @@ impl Engine {
         Ok(Progress::Settled)
     }
 
-    fn discard_originals(&self, transactions: &[Committed<'_>]) -> Result<(), Error> {
+    /// Takes the commit lock, unless the caller holds it.
+    fn with_commits<R>(
+        &self,
+        held: &mut Option<&mut CommitState>,
+        act: impl FnOnce(&mut CommitState) -> R,
+    ) -> R {
+        match held {
+            Some(commits) => act(commits),
+            None => act(&mut self.commits.lock()),
+        }
+    }
+
+    fn discard_originals(&self, transactions: &[Arc<Committed<'static>>]) -> Result<(), Error> {
         let places = &self.places;
         let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
         let mut applier = Applier::new(places, parents, &self.ballast, self.can_exchange, Lsn(0));
@@ -216,10 +246,8 @@ impl Engine {
         for transaction in transactions {
             applier.set_lsn(transaction.lsn);
             for change in &transaction.changes {
-                if let (Some(image), Some(slot)) = (&change.before, &change.slot) {
-                    discard_original(places, &mut applier, &**dir, slot, &change.path, image)
-                        .doing("clear", &format!("stage/{}/{}", slot.dir, slot.name))?;
-                }
+                discard_original(places, &mut applier, &**dir, change)
+                    .doing("clear the original of", &change.path.to_string())?;
             }
         }
         dir.sync().doing("sync", "stage")?;

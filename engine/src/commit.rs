@@ -7,19 +7,21 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::apply::{Applier, Displaced, Parents};
 use atomtree_recovery::log_records::{append_applied, with_records};
-use atomtree_recovery::plan::{Applied, Begin, Plan, TransactionId};
+use atomtree_recovery::plan::{Applied, Begin, Change, Plan, TransactionId, count_names};
 use atomtree_recovery::tree_path::TreePath;
 use atomtree_wal::{self as wal, Log, Lsn};
 
 use crate::error::{Error, ErrorKind, OnPath, kind_of_log_error};
 use crate::options::Durability;
-use crate::stage::Prepared;
+use crate::stage::{Planned, Prepared};
 use crate::store::{CommitState, Engine};
 use crate::transaction::Transaction;
+use crate::view::Seen;
 
 /// A committed transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,11 +57,18 @@ pub(crate) enum Outcome {
     Failed(Error),
     /// The log, which held this many bytes, has no room until a checkpoint has been made.
     Full(Box<Prepared>, u64),
+    /// It touches what lies at or below a directory that moves, or moves one above what it touches, in a transaction
+    /// that is not settled: then a checkpoint has to come between the two.
+    Unsettled(Box<Prepared>),
 }
 
 impl Engine {
     /// Commits: prepares on this thread, and waits until a leader, perhaps this one, has logged and applied it.
-    pub(crate) fn commit(&self, transaction: Transaction) -> Result<Receipt, Error> {
+    pub(crate) fn commit(&self, mut transaction: Transaction) -> Result<Receipt, Error> {
+        self.commit_prepared(&mut transaction).map_err(|error| error.with_transaction(transaction))
+    }
+
+    fn commit_prepared(&self, transaction: &mut Transaction) -> Result<Receipt, Error> {
         self.check_health()?;
         let durability = transaction.durability;
         let mut announcement = self.group.announce();
@@ -74,6 +83,11 @@ impl Engine {
                 Ok(Outcome::Full(again, used_bytes)) => {
                     prepared = *again;
                     self.make_room(used_bytes)?;
+                    announcement = self.group.announce();
+                }
+                Ok(Outcome::Unsettled(again)) => {
+                    prepared = *again;
+                    self.checkpoint()?;
                     announcement = self.group.announce();
                 }
                 Err(wal::Abandoned) => {
@@ -139,16 +153,15 @@ impl Engine {
             }
         };
         while let Some(prepared) = waiting.pop_front() {
-            let touches = |path: &TreePath| changed.contains(path);
-            let overlaps = prepared.changes.iter().any(|change| touches(&change.path))
-                || prepared.reads.iter().any(|read| touches(&read.path));
-            if overlaps {
+            let is_barrier = prepared.is_barrier();
+            // What moves directories commits alone.
+            if !logged.is_empty() && (is_barrier || overlaps(&prepared, &changed)) {
                 waiting.push_front(prepared);
                 break;
             }
             match self.check_and_log(commits, &mut parents, prepared) {
                 Ok(Some(transaction)) => {
-                    changed.extend(transaction.changes.iter().map(|change| change.path.clone()));
+                    changed.extend(transaction.changes.iter().flat_map(Change::names).cloned());
                     logged.push((outcomes.len(), transaction));
                     // Filled in below, once the sync and the apply have been.
                     outcomes
@@ -160,6 +173,9 @@ impl Engine {
                     displaced: Vec::new(),
                 })),
                 Err(outcome) => outcomes.push(outcome),
+            }
+            if is_barrier {
+                break;
             }
         }
         if logged.is_empty() {
@@ -188,8 +204,16 @@ impl Engine {
     ) -> Result<Option<Committed<'static>>, Outcome> {
         let failed = Outcome::Failed;
         self.check_health().map_err(failed)?;
+        if commits.has_to_settle_before(&prepared) {
+            // Under the commit lock nothing can come between the checkpoint and this transaction. Where one is being
+            // made already, which waits for that lock, this transaction comes back.
+            match self.checkpoint_held(commits) {
+                Some(done) => done.map_err(failed)?,
+                None => return Err(Outcome::Unsettled(Box::new(prepared))),
+            }
+        }
         self.check(parents, &mut prepared).map_err(failed)?;
-        if prepared.changes.is_empty() {
+        if prepared.planned.is_empty() {
             return Ok(None);
         }
         self.ballast.fill().on("keep space back in", ".atomtree/ballast").map_err(failed)?;
@@ -199,18 +223,32 @@ impl Engine {
             label: prepared.label.take(),
             agent: prepared.agent.take(),
         };
-        let plan = Plan { begin, changes: std::mem::take(&mut prepared.changes) };
+        let mut rest = Vec::with_capacity(prepared.planned.len());
+        let mut changes = Vec::with_capacity(prepared.planned.len());
+        for planned in prepared.planned.drain(..) {
+            rest.push((planned.disk, planned.is_implied, planned.listings));
+            changes.push(planned.change);
+        }
+        let plan = Plan { begin, changes };
         let appended = with_records(&plan.payloads(), |records| commits.log.append(records));
         match appended {
             Ok(lsn) => {
-                prepared.staged.keep();
+                prepared.keep_staged();
                 commits.next_tx = TransactionId(commits.next_tx.0 + 1);
                 commits.is_closed = false;
                 Ok(Some(Committed { begin: plan.begin, lsn, changes: plan.changes }))
             }
             Err(wal::Error::Full { .. }) => {
-                (prepared.label, prepared.agent, prepared.changes) =
-                    (plan.begin.label, plan.begin.agent, plan.changes);
+                (prepared.label, prepared.agent) = (plan.begin.label, plan.begin.agent);
+                let whole = plan.changes.into_iter().zip(rest);
+                prepared.planned = whole
+                    .map(|(change, (disk, is_implied, listings))| Planned {
+                        change,
+                        disk,
+                        is_implied,
+                        listings,
+                    })
+                    .collect();
                 Err(Outcome::Full(Box::new(prepared), commits.log.used_bytes()))
             }
             Err(error) => {
@@ -237,14 +275,12 @@ impl Engine {
         let mut is_stuck = false;
         for (index, transaction) in logged {
             applier.set_lsn(transaction.lsn);
-            let result = transaction.changes.iter().try_for_each(|change| {
-                applier.apply(change).map_err(|source| (change.path.as_path().to_owned(), source))
-            });
+            let result = applier.apply(&transaction.changes);
             let tx = transaction.begin.tx;
             outcomes[index] = match result {
                 Ok(()) => Outcome::Committed(Receipt {
                     tx,
-                    files: transaction.changes.len(),
+                    files: count_names(&transaction.changes),
                     displaced: applier.take_displaced(),
                 }),
                 Err((path, source)) => {
@@ -256,7 +292,7 @@ impl Engine {
                     Outcome::Failed(Error::CommittedNotApplied { tx, path, source })
                 }
             };
-            finished.push(transaction);
+            finished.push(Arc::new(transaction));
         }
         if is_stuck {
             // Nothing is settled any more by this process: recovery will.
@@ -265,6 +301,7 @@ impl Engine {
         let through = finished.last().expect("there was one at least").lsn;
         // Only a hint for recovery, which finds out without it; if it can't be written, the next append says so.
         let _ = append_applied(&mut commits.log, Applied { through: through.0 });
+        commits.unsettled.extend(finished.iter().cloned());
         self.note_applied(finished);
     }
 
@@ -272,6 +309,44 @@ impl Engine {
     fn note_log(&self, log: &Log) {
         self.note_log_usage(log.used_bytes(), log.wants_spare());
     }
+}
+
+impl CommitState {
+    /// Whether a checkpoint has to come between what is unsettled and this transaction: in a recovery, whatever lies at
+    /// or below the names of a transaction that moves or removes directories is touched by that one alone.
+    fn has_to_settle_before(&self, prepared: &Prepared) -> bool {
+        let changes = || prepared.planned.iter().map(|planned| &planned.change);
+        let unsettled = || self.unsettled.iter().flat_map(|transaction| &transaction.changes);
+        let barriers: HashSet<&TreePath> =
+            changes().filter(|change| change.is_barrier()).flat_map(Change::names).collect();
+        let unsettled_barriers: HashSet<&TreePath> =
+            unsettled().filter(|change| change.is_barrier()).flat_map(Change::names).collect();
+        lies_below(unsettled(), &barriers) || lies_below(changes(), &unsettled_barriers)
+    }
+}
+
+/// Whether a name of one of the changes is one of these or lies below it.
+fn lies_below<'a>(mut changes: impl Iterator<Item = &'a Change<'static>>, tops: &HashSet<&TreePath>) -> bool {
+    !tops.is_empty()
+        && changes.any(|change| {
+            change.names().any(|name| {
+                tops.contains(name)
+                    || std::iter::successors(name.parent(), TreePath::parent)
+                        .any(|above| tops.contains(&above))
+            })
+        })
+}
+
+/// Whether a transaction touches one of the names, or relies on one.
+fn overlaps(prepared: &Prepared, changed: &HashSet<TreePath>) -> bool {
+    let lists = |path: &[u8]| {
+        changed.iter().any(|changed| changed.parent_path().as_os_str().as_encoded_bytes() == path)
+    };
+    prepared.planned.iter().flat_map(|planned| planned.change.names()).any(|name| changed.contains(name))
+        || prepared.reads.iter().any(|read| match &read.seen {
+            Seen::Name(_) => changed.contains(&read.path),
+            Seen::Listing { path, .. } => lists(path),
+        })
 }
 
 /// A panic under the commit lock leaves records whose fate is unknown; then nothing more is committed.

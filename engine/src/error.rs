@@ -13,6 +13,8 @@ use atomtree_recovery::tree_path::PathError;
 use atomtree_vfs::is_symlink_error;
 use atomtree_wal as wal;
 
+use crate::transaction::Transaction;
+
 /// What kind of error it is: stable, and spelled the same in the JSON answers of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -113,6 +115,8 @@ pub enum Error {
         path: PathBuf,
         /// What was seen and what is there.
         reason: String,
+        /// The transaction, if it was being committed; see [`Error::into_transaction`].
+        transaction: Option<Box<Transaction>>,
     },
     /// Another process has the store open.
     #[error("the store is open in {holder}; wait for it to close the store, or stop it")]
@@ -214,12 +218,30 @@ impl Error {
         }
     }
 
+    /// The transaction of a conflict at its commit, as it was before: with everything that was written to it, and what it
+    /// saw. Committing it again is a conflict again, for as long as what it saw is not what is there; what it holds can be
+    /// read and written to a new one.
+    pub fn into_transaction(self) -> Option<Transaction> {
+        match self {
+            Self::Conflict { transaction, .. } => transaction.map(|transaction| *transaction),
+            _ => None,
+        }
+    }
+
+    /// Hands a transaction back that met another one.
+    pub(crate) fn with_transaction(mut self, handed_back: Transaction) -> Self {
+        if let Self::Conflict { transaction, .. } = &mut self {
+            *transaction = Some(Box::new(handed_back));
+        }
+        self
+    }
+
     pub(crate) fn refused(kind: ErrorKind, path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Refused { kind, path: path.as_ref().to_owned(), reason: reason.into() }
     }
 
     pub(crate) fn conflict(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::Conflict { path: path.as_ref().to_owned(), reason: reason.into() }
+        Self::Conflict { path: path.as_ref().to_owned(), reason: reason.into(), transaction: None }
     }
 
     pub(crate) fn invalid(kind: ErrorKind, reason: impl Into<String>) -> Self {

@@ -19,6 +19,8 @@ pub enum Symlinks {
     Refuse,
     /// The file that it leads to is written, if that lies inside the root.
     Follow,
+    /// The link gives way to a regular file; what it leads to is left alone. Reading through it is refused.
+    Replace,
 }
 
 /// What replacing a file with several hard links does.
@@ -69,6 +71,8 @@ pub enum Checkpoints {
 pub struct Options {
     pub(crate) log: LogOptions,
     pub(crate) inline_bytes_max: u64,
+    pub(crate) image_bytes_max: u64,
+    pub(crate) ballast_bytes: u64,
     pub(crate) settle_after: Duration,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) history_transactions_max: u64,
@@ -86,6 +90,8 @@ impl Default for Options {
         Self {
             log: LogOptions::default(),
             inline_bytes_max: 1 << 20,
+            image_bytes_max: 4096,
+            ballast_bytes: 1 << 20,
             settle_after: Duration::from_secs(1),
             checkpoints: Checkpoints::default(),
             history_transactions_max: 10_000,
@@ -126,6 +132,21 @@ impl Options {
     #[must_use]
     pub fn inline_bytes_max(mut self, bytes: u64) -> Self {
         self.inline_bytes_max = bytes;
+        self
+    }
+
+    /// Originals up to this many bytes are kept whole in the log until the checkpoint; of larger ones a digest. Default
+    /// 4096.
+    #[must_use]
+    pub fn image_bytes_max(mut self, bytes: u64) -> Self {
+        self.image_bytes_max = bytes;
+        self
+    }
+
+    /// Space kept back in the store for putting durable transactions in place on a full disk, in bytes. Default 1 MiB.
+    #[must_use]
+    pub fn ballast_bytes(mut self, bytes: u64) -> Self {
+        self.ballast_bytes = bytes;
         self
     }
 

@@ -3,20 +3,25 @@
 //!
 //! Nothing here is visible to anybody. A transaction that goes no further leaves nothing behind.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use atomtree_recovery::apply::Parent;
-use atomtree_recovery::image::{Content, Digest, Image, Slot};
-use atomtree_recovery::plan::{After, Change};
+use atomtree_recovery::image::{Attributes, Bytes, Content, Image};
+use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_vfs::{Dir, File};
+use atomtree_vfs::{File, Kind};
 
+use crate::content::{NewContent, NewFile, NewSymlink, StagedSlot};
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::options::Durability;
 use crate::store::Engine;
-use crate::transaction::{EditedFile, NewContent, NewFile, Now, Transaction, inline};
+use crate::transaction::Transaction;
+use crate::view::{DirId, Directory, Name, Now, Read, Seen, View};
 
 /// Up to this many files are synced one by one; more of them by one sync of the file system.
 const SYNC_EACH_MAX: usize = 4;
@@ -25,37 +30,45 @@ const SYNC_EACH_MAX: usize = 4;
 pub(crate) struct Prepared {
     pub(crate) label: Option<String>,
     pub(crate) agent: Option<String>,
-    pub(crate) changes: Vec<Change<'static>>,
+    pub(crate) planned: Vec<Planned>,
     pub(crate) reads: Vec<Read>,
-    pub(crate) staged: Staged,
+    /// The slots that new contents wait in.
+    staged: Vec<Staged>,
 }
 
-/// A name that was read and is not changed.
-pub(crate) struct Read {
-    pub(crate) path: TreePath,
-    pub(crate) parent: u64,
-    pub(crate) original: Option<Image<'static>>,
+/// One net change, and how it is checked.
+pub(crate) struct Planned {
+    pub(crate) change: Change<'static>,
+    /// Where the name stands on disk until the transaction is applied; `None` where nothing can stand, or where what
+    /// stands there moves away and is checked with that.
+    pub(crate) disk: Option<TreePath>,
+    /// Whether a directory that somebody else makes meanwhile does as well.
+    pub(crate) is_implied: bool,
+    /// The directories that go, by their path below the name, empty for the one that stands there: what each holds on
+    /// disk before the transaction is applied.
+    pub(crate) listings: Vec<(Box<[u8]>, BTreeSet<OsString>)>,
 }
 
-/// Staged files that nobody has seen yet. They are unlinked unless the log has come to own them.
-pub(crate) struct Staged {
-    pub(crate) dir: Arc<dyn Dir>,
-    slots: Vec<Slot>,
+/// A slot with new content, owned by this transaction or by a stream of its own.
+enum Staged {
+    Here(StagedSlot),
+    Streamed(Arc<crate::content::StreamedFile>),
 }
 
-impl Staged {
+impl Prepared {
     /// From here on the log's records explain the slots, and only a checkpoint or recovery may unlink them.
-    pub(crate) fn keep(&mut self) {
-        self.slots.clear();
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        for slot in &self.slots {
-            // What can't be removed now is swept at the next open.
-            let _ = self.dir.remove_file(&slot.os_name());
+    pub(crate) fn keep_staged(&mut self) {
+        for staged in self.staged.drain(..) {
+            match &staged {
+                Staged::Here(slot) => slot.keep(),
+                Staged::Streamed(streamed) => streamed.slot.keep(),
+            }
         }
+    }
+
+    /// Whether it moves or removes directories, or changes what kind of thing a name is.
+    pub(crate) fn is_barrier(&self) -> bool {
+        self.planned.iter().any(|planned| planned.change.is_barrier())
     }
 }
 
@@ -79,128 +92,33 @@ impl Staging {
 }
 
 impl Engine {
-    /// Plans and stages a transaction.
-    pub(crate) fn prepare(&self, transaction: Transaction) -> Result<Prepared, Error> {
-        let Transaction { begun, label, agent, names, durability, mut parents, .. } = transaction;
+    /// Plans and stages: after this only the tree itself can stop the transaction.
+    pub(crate) fn prepare(&self, transaction: &mut Transaction) -> Result<Prepared, Error> {
         let now = self.places.vfs.now();
-        let mut prepared = Prepared {
-            label,
-            agent,
-            changes: Vec::new(),
-            reads: Vec::new(),
-            staged: Staged { dir: self.stage().dir().clone(), slots: Vec::new() },
-        };
+        let begun = transaction.begun;
         // An inode that changed after the transaction had begun, before it was first looked at. One whose time lies in
         // the future says nothing.
-        let is_late = |original: &Option<Image<'_>>| {
-            original.as_ref().is_some_and(|o| o.changed > begun && o.changed <= now)
-        };
-        // Directories in which names may be changed.
-        let mut permitted = HashSet::new();
-        let mut staging = Staging {
-            inline_budget: self.options.log.segment_bytes / 4,
-            // Readers that don't wait for recovery find whole files only if those were durable before the exchange.
-            sync_all: durability == Durability::Settled,
-            to_sync: Vec::new(),
-        };
-        for (path, name) in names {
-            let is_used = name.is_read || !matches!(name.now, Now::Original);
-            if is_used && is_late(&name.original) {
-                let reason = "it was changed by someone else after the transaction had begun";
-                return Err(Error::conflict(path.as_path(), reason));
-            }
-            let is_changed = match &name.now {
-                Now::Original => false,
-                Now::Absent => name.original.is_some(),
-                Now::File(_) | Now::Dir(_) => true,
-            };
-            // In a directory that this transaction makes, everything is permitted.
-            if is_changed && name.parent != 0 {
-                let parent = parents.of(&path).on("open the directory of", path.as_path())?;
-                if permitted.insert(parent.metadata.inode) {
-                    self.check_parent(&parent, &path)?;
-                }
-                if let Some(original) = &name.original {
-                    check_permitted(&parent, &path, original)?;
-                }
-            }
-            let after = match name.now {
-                Now::Original => {
-                    if name.is_read {
-                        prepared.reads.push(Read { path, parent: name.parent, original: name.original });
-                    }
-                    continue;
-                }
-                Now::Absent if name.original.is_none() => continue,
-                Now::Absent => After::Absent,
-                Now::Dir(attributes) => After::Dir { attributes },
-                Now::File(file) => {
-                    let slot = self.stage().new_slot();
-                    prepared.staged.slots.push(slot.clone());
-                    let after = self
-                        .stage_file(&slot, file, &mut staging)
-                        .on("stage the new content of", path.as_path())?;
-                    prepared.changes.push(Change {
-                        path,
-                        parent: name.parent,
-                        before: name.original,
-                        after,
-                        slot: Some(slot),
-                    });
-                    continue;
-                }
-            };
-            // A removal needs a slot as well: the original moves there.
-            let slot = matches!(after, After::Absent).then(|| self.stage().new_slot());
-            prepared.changes.push(Change { path, parent: name.parent, before: name.original, after, slot });
+        let is_late = |image: &Image<'_>| image.changed > begun && image.changed <= now;
+        let mut plan = Plan::new(self, transaction);
+        for id in plan.view.dirs().map(|(id, _)| id).collect::<Vec<_>>() {
+            plan.directory(id, &is_late)?;
         }
-        prepared.changes.sort_by_key(Change::order);
-        self.sync_staged(&staging.to_sync)?;
+        let Plan { mut prepared, staging, .. } = plan;
+        prepared.planned.sort_by(|one, other| {
+            (one.change.order(), &one.change.path).cmp(&(other.change.order(), &other.change.path))
+        });
+        let moves = prepared.planned.iter().any(|planned| planned.change.moved().is_some());
+        self.sync_staged(&staging.to_sync, moves)?;
         Ok(prepared)
     }
 
-    /// Writes one new content beside the tree, with its final metadata. What does not travel in the log is digested as
-    /// it will be found, and its file put on the list of those to be synced.
-    fn stage_file(&self, slot: &Slot, file: NewFile, staging: &mut Staging) -> io::Result<After<'static>> {
-        let NewFile { content, attributes, modified } = file;
-        let (staged, size, content) = match content {
-            NewContent::Bytes(bytes) => {
-                let size = bytes.len() as u64;
-                let staged = self.stage().write(slot, &bytes, &attributes)?;
-                if size <= self.options.inline_bytes_max.min(staging.inline_budget) {
-                    staging.inline_budget -= size;
-                    (staged, size, inline(bytes))
-                } else {
-                    (staged, size, Content::Digest(Digest::of(&bytes)))
-                }
-            }
-            NewContent::Edited(EditedFile { base, size, edits }) => {
-                let staged = self.stage().create_file(slot)?;
-                staged.copy_from(&*base)?;
-                for (offset, bytes) in &edits {
-                    staged.write_at(&[io::IoSlice::new(bytes)], *offset)?;
-                }
-                attributes.set_on_file(&*staged)?;
-                let digest = Digest::of_file(&*staged)?.1;
-                (staged, size, Content::Digest(digest))
-            }
-        };
-        if let Some(time) = modified {
-            staged.set_modified(time)?;
-        }
-        let inode = staged.metadata()?.inode;
-        if staging.sync_all || matches!(content, Content::Digest(_)) {
-            staging.keep_for_sync(staged);
-        }
-        Ok(After::File { attributes, size, content, inode })
-    }
-
-    /// Makes contents that are not in the log durable, and their names up to the store, before the log's sync.
-    fn sync_staged(&self, files: &[Arc<dyn File>]) -> Result<(), Error> {
-        if files.is_empty() {
+    /// Makes contents that are not in the log durable, and their names up to the store, before the log's sync; and what
+    /// moves, where it stands, since whoever made it may not have synced it.
+    fn sync_staged(&self, files: &[Arc<dyn File>], moves: bool) -> Result<(), Error> {
+        if files.is_empty() && !moves {
             return Ok(());
         }
-        let result = if files.len() > SYNC_EACH_MAX {
+        let result = if files.len() > SYNC_EACH_MAX || moves {
             // Not on the root's descriptor: an error of other files, which that one reports once, is the checkpoint's.
             self.places.stage.sync_filesystem()
         } else {
@@ -217,23 +135,316 @@ impl Engine {
     /// Whether names in a directory may be changed, and by renames from the store, found out before the commit point.
     fn check_parent(&self, parent: &Parent, path: &TreePath) -> Result<(), Error> {
         parent.dir.check_writable().on("change names in the directory of", path.as_path())?;
-        let is_bound = parent.dir.binds_inodes().on("read the flags of the directory of", path.as_path())?;
-        if is_bound && !self.is_bound {
+        let flags = parent.dir.flags().on("read the flags of the directory of", path.as_path())?;
+        if flags.binds_inodes && !self.is_bound {
             let reason = "its directory has a project quota or an encryption policy that the root has not, and nothing can be renamed into it; open a store there";
             return Err(Error::refused(ErrorKind::CrossDevice, path.as_path(), reason));
+        }
+        if flags.folds_case {
+            let reason = "its directory folds case, so that other names may be the same; `chattr -F` on an empty directory turns that off";
+            return Err(Error::refused(ErrorKind::Unsupported, path.as_path(), reason));
         }
         Ok(())
     }
 }
 
-/// Whether the original may be taken away, found out before anything is changed.
-fn check_permitted(parent: &Parent, path: &TreePath, original: &Image<'_>) -> Result<(), Error> {
-    if original.is_fixed {
-        let reason = "it is immutable or append-only; `chattr -i -a` takes the flag off";
-        return Err(Error::refused(ErrorKind::Permission, path.as_path(), reason));
+/// The net changes of a transaction, while they are being found.
+struct Plan<'a> {
+    engine: &'a Engine,
+    view: &'a mut View,
+    /// Inodes, other than directories, that get another name.
+    moved: HashSet<u64>,
+    /// Directories, by inode, in which names may be changed.
+    permitted: HashSet<u64>,
+    staging: Staging,
+    prepared: Prepared,
+}
+
+impl<'a> Plan<'a> {
+    fn new(engine: &'a Engine, transaction: &'a mut Transaction) -> Self {
+        let (label, agent) = (transaction.label.clone(), transaction.agent.clone());
+        let staging = Staging {
+            inline_budget: engine.options.log.segment_bytes / 4,
+            // Readers that don't wait for recovery find whole files only if those were durable before the exchange.
+            sync_all: transaction.durability == Durability::Settled,
+            to_sync: Vec::new(),
+        };
+        let moved = transaction.view.moved_inodes();
+        let reads = transaction.view.kept_reads.clone();
+        let prepared = Prepared { label, agent, planned: Vec::new(), reads, staged: Vec::new() };
+        Self { engine, view: &mut transaction.view, moved, permitted: HashSet::new(), staging, prepared }
     }
-    if parent.metadata.mode & 0o1000 != 0 {
-        parent.dir.check_removable(path.name()).on("replace, in a sticky directory,", path.as_path())?;
+
+    /// The changes of one directory's names, and of its mode.
+    fn directory(&mut self, id: DirId, is_late: &dyn Fn(&Image<'_>) -> bool) -> Result<(), Error> {
+        let directory = self.view.dir(id);
+        self.prepared.reads.extend(directory.listing_read());
+        if directory.is_gone {
+            // What it held goes along with it, and is checked with that.
+            return Ok(());
+        }
+        let names: Vec<OsString> = directory.names.keys().cloned().collect();
+        for name in names {
+            self.name(id, &name, is_late)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn name(
+        &mut self,
+        id: DirId,
+        name: &OsString,
+        is_late: &dyn Fn(&Image<'_>) -> bool,
+    ) -> Result<(), Error> {
+        let path = self.view.path_in(id, name)?;
+        let directory = self.view.dir(id);
+        let disk = directory.disk_path(name);
+        let parent = directory.inode.unwrap_or(0);
+        let entry = directory.names[name].clone();
+        let is_changed = self.is_changed(id, &entry);
+        if let Some(original) = &entry.original
+            && (entry.is_read || is_changed)
+            // What lies in a directory is compared name by name, where it counts.
+            && original.kind != Kind::Dir
+            && is_late(original)
+        {
+            let reason = "it was changed by someone else after the transaction had begun";
+            return Err(Error::conflict(path.as_path(), reason));
+        }
+        if !is_changed {
+            if let Some(disk) = disk.filter(|_| entry.is_read) {
+                self.prepared.reads.push(Read { path: disk, parent, seen: Seen::Name(entry.original) });
+            }
+            return Ok(());
+        }
+        let has_left = self.view.has_left(&entry, &self.moved);
+        // In a directory that this transaction makes, everything is permitted.
+        if parent != 0 {
+            self.check_permitted(id, &path, entry.original.as_ref())?;
+        }
+        if has_left && matches!(entry.now, Now::Absent) {
+            // The name's change is that of the one where it stands by then.
+            return Ok(());
+        }
+        let listings = self.listings(&entry, has_left);
+        let contents = match &entry.original {
+            Some(image) if image.kind == Kind::Dir && !has_left && !matches!(entry.now, Now::Original) => {
+                let gone = self.view.dir_of_inode(image.inode).expect("it was emptied");
+                self.view.contents(gone, &self.moved)
+            }
+            _ => Vec::new(),
+        };
+        let (after, is_implied) = self.after(&path, &entry)?;
+        let before = entry.original.filter(|_| !has_left);
+        let is_in_place = match &after {
+            After::Same { .. } => true,
+            After::Dir { .. } => before.is_none(),
+            _ => false,
+        };
+        let slot = match after {
+            _ if is_in_place => None,
+            // The new content waits in it already.
+            After::File { .. } | After::Symlink { .. } => self.prepared.staged.last().map(Staged::slot),
+            _ => Some(self.engine.stage().new_slot()),
+        };
+        let change = Change { path, parent, before, contents, after, slot };
+        let disk = disk.filter(|_| !has_left);
+        self.prepared.planned.push(Planned { change, disk, is_implied, listings });
+        Ok(())
+    }
+
+    /// Whether anything at the name is to be other than it is.
+    fn is_changed(&self, id: DirId, entry: &Name) -> bool {
+        match &entry.now {
+            Now::Original => self.new_mode(entry).is_some(),
+            Now::Absent => entry.original.is_some(),
+            Now::File(_) | Now::Symlink(_) | Now::Moved { .. } => true,
+            Now::Dir(_) => {
+                debug_assert!(!self.view.dir(id).is_gone);
+                true
+            }
+        }
+    }
+
+    /// The mode that what stays at a name gets.
+    fn new_mode(&self, entry: &Name) -> Option<u32> {
+        match &entry.original {
+            Some(image) if image.kind == Kind::Dir => {
+                let mode = self.view.dir(self.view.dir_of_inode(image.inode)?).mode?;
+                (mode != image.attributes.mode).then_some(mode)
+            }
+            Some(_) => entry.mode,
+            None => None,
+        }
+    }
+
+    /// What shall stand at the name; new contents are staged.
+    fn after(&mut self, path: &TreePath, entry: &Name) -> Result<(After<'static>, bool), Error> {
+        let after = match &entry.now {
+            Now::Original => {
+                let original = entry.original.as_ref().expect("its mode is changed");
+                let mode = self.new_mode(entry).unwrap_or(original.attributes.mode);
+                After::Same { attributes: original.attributes.with_mode(mode) }
+            }
+            Now::Absent => After::Absent,
+            Now::Symlink(link) => self.stage_symlink(link).on("stage the symlink", path.as_path())?,
+            Now::File(file) => self.stage_file(file).on("stage the new content of", path.as_path())?,
+            Now::Moved { moved, .. } => After::Moved((**moved).clone()),
+            Now::Dir(id) => {
+                let directory = self.view.dir(*id);
+                if let Some(made) = &directory.made {
+                    return Ok((After::Dir { attributes: made.attributes.clone() }, made.is_implied));
+                }
+                After::Moved(self.moved_dir(*id)?)
+            }
+        };
+        Ok((after, false))
+    }
+
+    /// A directory that stood elsewhere.
+    fn moved_dir(&mut self, id: DirId) -> Result<Moved, Error> {
+        let Directory { disk, mode, .. } = self.view.dir(id);
+        let (disk, mode) = (disk.clone().expect("it stood on disk"), *mode);
+        let from = TreePath::from_bytes(&disk).expect("the root is never moved");
+        let parent = self.view.parents.of(&from).on("open the directory of", from.as_path())?;
+        let found = parent.dir.metadata(from.name()).on("look at", from.as_path())?;
+        if self.view.dir(id).inode != Some(found.inode) {
+            return Err(Error::conflict(from.as_path(), "it was replaced since the transaction looked"));
+        }
+        let dir = self.view.handle(id)?.expect("it stood on disk");
+        // Its entry `..` changes as well, which takes the right to write to it.
+        dir.check_writable().on("move the directory", from.as_path())?;
+        let before = Attributes::of_dir(&*dir).on("read the attributes of", from.as_path())?;
+        let attributes = mode.map_or_else(|| before.clone(), |mode| before.with_mode(mode));
+        Ok(Moved {
+            from,
+            from_parent: parent.metadata.inode,
+            kind: Kind::Dir,
+            inode: found.inode,
+            born: found.born,
+            size: found.size,
+            before,
+            attributes,
+        })
+    }
+
+    /// What each directory that goes from a name holds, so that what comes into it meanwhile is noticed.
+    fn listings(&self, entry: &Name, has_left: bool) -> Vec<(Box<[u8]>, BTreeSet<OsString>)> {
+        let mut listings = Vec::new();
+        let Some(image) = entry
+            .original
+            .as_ref()
+            .filter(|image| image.kind == Kind::Dir && !has_left && !matches!(entry.now, Now::Original))
+        else {
+            return listings;
+        };
+        let mut unseen = vec![(image.inode, Box::<[u8]>::default())];
+        while let Some((inode, below)) = unseen.pop() {
+            let Some(id) = self.view.dir_of_inode(inode) else { continue };
+            let mut names = BTreeSet::new();
+            for (name, entry) in &self.view.dir(id).names {
+                let Some(image) = &entry.original else { continue };
+                names.insert(name.clone());
+                if image.kind == Kind::Dir && !self.view.has_left(entry, &self.moved) {
+                    let slash: &[u8] = if below.is_empty() { b"" } else { b"/" };
+                    unseen.push((image.inode, [&below, slash, name.as_bytes()].concat().into()));
+                }
+            }
+            listings.push((below, names));
+        }
+        listings
+    }
+
+    /// Whether the name may be changed and its original taken away, found out before anything is.
+    fn check_permitted(
+        &mut self,
+        id: DirId,
+        path: &TreePath,
+        original: Option<&Image<'_>>,
+    ) -> Result<(), Error> {
+        let disk = self.view.dir(id).disk.clone().expect("it stands on disk");
+        let parent = self
+            .view
+            .parents
+            .open(Path::new(std::ffi::OsStr::from_bytes(&disk)))
+            .on("open the directory of", path.as_path())?;
+        if self.permitted.insert(parent.metadata.inode) {
+            self.engine.check_parent(&parent, path)?;
+        }
+        let Some(original) = original else { return Ok(()) };
+        if original.is_fixed {
+            let reason = "it is immutable or append-only; `chattr -i -a` takes the flag off";
+            return Err(Error::refused(ErrorKind::Permission, path.as_path(), reason));
+        }
+        if parent.metadata.mode & 0o1000 != 0 {
+            parent.dir.check_removable(path.name()).on("replace, in a sticky directory,", path.as_path())?;
+        }
+        Ok(())
+    }
+
+    /// Writes one new content beside the tree, with its final metadata. What does not travel in the log is digested as
+    /// it will be found, and its file put on the list of those to be synced.
+    fn stage_file(&mut self, file: &NewFile) -> io::Result<After<'static>> {
+        let NewFile { content, attributes, modified } = file;
+        let (staging, stage) = (&mut self.staging, self.engine.stage());
+        let (staged, owner, size, content) = match &**content {
+            NewContent::Bytes(bytes) => {
+                let slot = StagedSlot::new(stage);
+                let staged = stage.write(&slot.slot, bytes, attributes)?;
+                let size = bytes.len() as u64;
+                let content = Content::Inline(Bytes::Shared(bytes.clone()));
+                let content = if size <= self.engine.options.inline_bytes_max.min(staging.inline_budget) {
+                    staging.inline_budget -= size;
+                    content
+                } else {
+                    Content::Digest(content.digest().expect("its bytes are at hand"))
+                };
+                (staged, Staged::Here(slot), size, content)
+            }
+            NewContent::Edited(edited) => {
+                let slot = StagedSlot::new(stage);
+                let staged = stage.create_file(&slot.slot)?;
+                staged.copy_from(&*edited.base)?;
+                for (offset, bytes) in &edited.edits {
+                    staged.write_at(&[io::IoSlice::new(bytes)], *offset)?;
+                }
+                attributes.set_on_file(&*staged)?;
+                let digest = atomtree_recovery::image::Digest::of_file(&*staged)?.1;
+                (staged, Staged::Here(slot), edited.size, Content::Digest(digest))
+            }
+            NewContent::Streamed(streamed) => {
+                attributes.set_on_file(&*streamed.file)?;
+                let (size, digest) = (streamed.size, streamed.digest);
+                (streamed.file.clone(), Staged::Streamed(streamed.clone()), size, Content::Digest(digest))
+            }
+        };
+        if let Some(time) = modified {
+            staged.set_modified(*time)?;
+        }
+        let inode = staged.metadata()?.inode;
+        if staging.sync_all || matches!(content, Content::Digest(_)) {
+            staging.keep_for_sync(staged);
+        }
+        self.prepared.staged.push(owner);
+        Ok(After::File { attributes: attributes.clone(), size, content, inode })
+    }
+
+    fn stage_symlink(&mut self, link: &NewSymlink) -> io::Result<After<'static>> {
+        let stage = self.engine.stage();
+        let slot = StagedSlot::new(stage);
+        let target = std::ffi::OsStr::from_bytes(&link.target);
+        stage.write_symlink(&slot.slot, target, &link.attributes)?;
+        let inode = stage.dir().metadata(&slot.slot.os_name())?.inode;
+        self.prepared.staged.push(Staged::Here(slot));
+        Ok(After::Symlink { target: link.target.clone(), attributes: link.attributes.clone(), inode })
+    }
+}
+
+impl Staged {
+    fn slot(&self) -> atomtree_recovery::image::Slot {
+        match self {
+            Self::Here(staged) => staged.slot.clone(),
+            Self::Streamed(streamed) => streamed.slot.slot.clone(),
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use atomtree_recovery::Doing;
+use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::ballast::Ballast;
 use atomtree_recovery::known::Known;
 use atomtree_recovery::places::{Places, STORE_PARTS, StoreFile};
@@ -82,6 +83,8 @@ pub(crate) struct CommitState {
     pub(crate) next_tx: TransactionId,
     /// Everything up to here is settled.
     pub(crate) settled: Lsn,
+    /// What is applied and not settled, in order.
+    pub(crate) unsettled: Vec<Arc<Committed<'static>>>,
     /// Whether the log says that it is closed.
     pub(crate) is_closed: bool,
 }
@@ -248,7 +251,8 @@ impl Engine {
             .map_err(atomtree_recovery::Error::Log)?;
         let mut options = options;
         options.log = log.options();
-        let ballast = Ballast::open(&*places.store).doing("open", ".atomtree/ballast")?;
+        let ballast =
+            Ballast::open(&*places.store, options.ballast_bytes).doing("open", ".atomtree/ballast")?;
         let is_closed = scan.tail() == Tail::Closed;
         let analysis = analyze::analyze(&scan)?;
         if !is_closed && !is_original && !options.adopt && analysis.unsettled().next().is_some() {
@@ -257,7 +261,7 @@ impl Engine {
         let (mut next_tx, settled) = (analysis.next_tx, analysis.watermark);
         drop(analysis);
         let stage = Stage::create(&places)?;
-        let is_bound = stage.dir().binds_inodes().doing("read the flags of", ".atomtree/stage")?;
+        let is_bound = stage.dir().flags().doing("read the flags of", ".atomtree/stage")?.binds_inodes;
         let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
         let recovery = Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange };
         let mut report = Report::default();
@@ -284,7 +288,7 @@ impl Engine {
             ballast,
             can_exchange,
             stage,
-            commits: Mutex::new(CommitState { log, next_tx, settled, is_closed }),
+            commits: Mutex::new(CommitState { log, next_tx, settled, unsettled: Vec::new(), is_closed }),
             group: GroupCommit::new(),
             checkpoint_turn: Mutex::new(()),
             spare_turn: Mutex::new(()),
@@ -446,7 +450,7 @@ fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     let places = Places::of_store(vfs.clone(), root.clone(), dir.clone())?;
     let id = vfs.random().on("read randomness for", new)?.to_be_bytes();
     Log::create(places.wal.clone(), id, options.log).map_err(atomtree_recovery::Error::Log)?;
-    let ballast = Ballast::open(&*dir).doing("create", ".atomtree.new/ballast")?;
+    let ballast = Ballast::open(&*dir, options.ballast_bytes).doing("create", ".atomtree.new/ballast")?;
     ballast.fill().doing("allocate", ".atomtree.new/ballast")?;
     dir.create_file(OsStr::new(MEMBERS_FILE), 0o600).doing("create", ".atomtree.new/members")?;
     let ignore =

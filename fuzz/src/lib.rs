@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use atomtree::{Checkpoints, Inspection, Options, TreePath};
-use atomtree_recovery::image::{Attributes, Content, Digest, Image, Slot};
+use atomtree_recovery::image::{Attributes, Bytes, Content, Digest, Image, Slot};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::plan::{
     After, Applied, Begin, Change, Checkpoint, Plan, Record as TreeRecord, TransactionId, decode,
@@ -204,7 +204,7 @@ pub fn record(bytes: &[u8]) {
         _ => panic!("borrowed and owned differ"),
     }
     match borrowed {
-        Ok(TreeRecord::Image(path, _)) => check_path(&path),
+        Ok(TreeRecord::Image(path, _) | TreeRecord::ImageBelow(path, ..)) => check_path(&path),
         Ok(TreeRecord::Change(change)) => {
             check_path(&change.path);
             if let Some(slot) = change.slot {
@@ -424,7 +424,7 @@ fn change(
     let kept = if by_digest {
         Content::Digest(Digest::of(content))
     } else {
-        Content::Inline(Cow::Borrowed(content))
+        Content::Inline(Bytes::Borrowed(content))
     };
     let size = content.len() as u64;
     let after = match input.byte() % 4 {
@@ -455,7 +455,7 @@ fn change(
     }
     let slot = Slot { dir: slots.into(), name: (input.byte() % 4).to_string() };
     let slot = (!matches!(after, After::Dir { .. })).then_some(slot);
-    Change { path: honest, parent: input.number(), before, after, slot }
+    Change { path: honest, parent: input.number(), before, contents: Vec::new(), after, slot }
 }
 
 /// Puts `to` in the place of `from`, which is as long.

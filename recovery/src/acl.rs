@@ -53,6 +53,29 @@ pub fn inherited(default_acl: &[u8], mode: u32) -> Option<(u32, Option<Vec<u8>>)
     Some((result, says_more.then_some(acl)))
 }
 
+/// What `chmod` to `mode` makes of an access ACL: the mask, or without one the owning group's entry, takes the group
+/// bits. `None` if the attribute is not an ACL of the known version.
+pub fn with_mode(access_acl: &[u8], mode: u32) -> Option<Vec<u8>> {
+    let (version, entries) = access_acl.split_first_chunk()?;
+    if u32::from_le_bytes(*version) != VERSION || entries.len() % ENTRY_BYTES != 0 {
+        return None;
+    }
+    let mut acl = access_acl.to_vec();
+    let has_mask =
+        entries.chunks_exact(ENTRY_BYTES).any(|entry| u16::from_le_bytes([entry[0], entry[1]]) == MASK);
+    for entry in acl[4..].chunks_exact_mut(ENTRY_BYTES) {
+        let shift = match u16::from_le_bytes([entry[0], entry[1]]) {
+            USER_OBJECT => 6,
+            MASK => 3,
+            GROUP_OBJECT if !has_mask => 3,
+            OTHER => 0,
+            _ => continue,
+        };
+        entry[2] = (mode >> shift & 0o7) as u8;
+    }
+    Some(acl)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +113,23 @@ mod tests {
             (OTHER, 4, !0),
         ]);
         assert_eq!(inherited(&default, 0o666), Some((0o664, Some(expected))));
+    }
+
+    #[test]
+    fn changing_the_mode_changes_the_mask_and_not_the_group() {
+        let entries = |mask| {
+            acl(&[
+                (USER_OBJECT, 6, !0),
+                (USER, 7, 1000),
+                (GROUP_OBJECT, 5, !0),
+                (MASK, mask, !0),
+                (OTHER, 0, !0),
+            ])
+        };
+        assert_eq!(with_mode(&entries(7), 0o640), Some(entries(4)));
+        let plain = |group| acl(&[(USER_OBJECT, 6, !0), (GROUP_OBJECT, group, !0), (OTHER, 0, !0)]);
+        assert_eq!(with_mode(&plain(5), 0o620), Some(plain(2)));
+        assert_eq!(with_mode(&[3, 0, 0, 0], 0o620), None);
     }
 
     #[test]

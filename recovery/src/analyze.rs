@@ -77,6 +77,7 @@ pub fn watermark(scan: &Scan) -> Result<Lsn, Error> {
 struct Run<'a> {
     begin: Begin,
     images: BTreeMap<TreePath, Image<'a>>,
+    contents: BTreeMap<TreePath, Vec<(TreePath, Image<'a>)>>,
     changes: Vec<Change<'a>>,
     image_count: u32,
 }
@@ -93,13 +94,16 @@ impl<'a> Run<'a> {
                 ),
             });
         }
-        let Self { begin, mut images, mut changes, .. } = self;
+        let Self { begin, mut images, mut contents, mut changes, .. } = self;
         for change in &mut changes {
             change.before = images.remove(&change.path);
+            if change.takes_directory() {
+                change.contents = contents.remove(&change.path).unwrap_or_default();
+            }
         }
-        match images.pop_first() {
+        match images.into_keys().chain(contents.into_keys()).next() {
             None => Ok(Committed { begin, lsn, changes }),
-            Some((path, _)) => {
+            Some(path) => {
                 Err(Error::Sequence { lsn, reason: format!("an image of {path} without a change") })
             }
         }
@@ -130,12 +134,16 @@ pub fn analyze(scan: &Scan) -> Result<Analysis<'_>, Error> {
             (Record::Begin(begin), _) => {
                 // A run that ends without a commit was cut short by a crash or a failed append, and never counted.
                 void_runs.extend(run.as_ref().map(|(lsn, _)| *lsn));
-                run =
-                    Some((lsn, Run { begin, images: BTreeMap::new(), changes: Vec::new(), image_count: 0 }));
+                let (images, contents) = (BTreeMap::new(), BTreeMap::new());
+                run = Some((lsn, Run { begin, images, contents, changes: Vec::new(), image_count: 0 }));
             }
             (Record::Image(path, image), Some((_, run))) => {
                 run.image_count += 1;
                 run.images.insert(path, image);
+            }
+            (Record::ImageBelow(path, below, image), Some((_, run))) => {
+                run.image_count += 1;
+                run.contents.entry(path).or_default().push((below, image));
             }
             (Record::Change(change), Some((_, run))) => run.changes.push(change),
             (Record::Commit(commit), Some(_)) => {
@@ -146,9 +154,9 @@ pub fn analyze(scan: &Scan) -> Result<Analysis<'_>, Error> {
                 analysis.committed.push(transaction);
             }
             // What a run's beginning explained may have been retired with its segment; then it is settled.
-            (Record::Image(..) | Record::Change(_) | Record::Commit(_), None)
+            (Record::Image(..) | Record::ImageBelow(..) | Record::Change(_) | Record::Commit(_), None)
                 if analysis.committed.is_empty() => {}
-            (Record::Image(..) | Record::Change(_) | Record::Commit(_), None) => {
+            (Record::Image(..) | Record::ImageBelow(..) | Record::Change(_) | Record::Commit(_), None) => {
                 return Err(Error::Sequence {
                     lsn,
                     reason: "a transaction's record outside of its run".into(),

@@ -1,6 +1,6 @@
 //! Carries out changes on the user's tree: the only code that does, at commit and in recovery alike.
 //!
-//! Nothing is synced here. An existing name is replaced by an exchange with the slot that holds the new content, so
+//! Nothing is synced here. What moves leaves its place first, while the tree is as it was. An existing name is replaced by an exchange with the slot that holds the new content, so
 //! the original ends up in the slot; a new name is filled by a rename that replaces nothing; a removal is a rename
 //! into the slot. Whatever comes out of the tree is compared with what was expected there, and moved to quarantine if
 //! it is something else: an edit that slipped in after the last check is displaced, never destroyed.
@@ -16,9 +16,10 @@ use atomtree_vfs::{Access, Dir, Kind, Metadata, is_symlink_error};
 use atomtree_wal::Lsn;
 
 use crate::ballast::Ballast;
-use crate::image::{Attributes, Slot};
+use crate::image::{Attributes, Image, Slot};
 use crate::places::Places;
-use crate::plan::{After, Change};
+use crate::plan::{After, Change, Moved};
+use crate::subtree::Subtree;
 use crate::tree_path::TreePath;
 
 /// Open directory handles are bounded, however many directories a transaction touches.
@@ -90,7 +91,8 @@ impl Parents {
         Ok(parent)
     }
 
-    fn forget(&mut self) {
+    /// Closes those that are open, because a path may lead elsewhere by now.
+    pub fn forget(&mut self) {
         self.open.clear();
     }
 }
@@ -157,28 +159,154 @@ impl<'a> Applier<'a> {
         self.lsn = lsn;
     }
 
-    /// Applies one change of a committed transaction. Afterwards the slot holds the original, if there was one.
+    /// Applies a committed transaction, whose changes are in the order of [`Change::order`]. Afterwards each slot holds
+    /// the original, if there was one.
     ///
     /// # Durability
     /// None; the log has it.
     ///
     /// # Errors
-    /// What stood in the way was neither removed nor changed; applying again is safe as long as the slot still holds
-    /// the new content.
-    pub fn apply(&mut self, change: &Change<'_>) -> io::Result<()> {
+    /// With the name that resisted. What stood in the way was neither removed nor changed; recovery finishes it.
+    pub fn apply(&mut self, changes: &[Change<'_>]) -> Result<(), (PathBuf, io::Error)> {
+        // What moves leaves its place before anything else happens, while the tree is as it was: the deepest first, so
+        // that each still stands where it stood.
+        let mut moving: Vec<_> = changes.iter().filter(|change| change.moved().is_some()).collect();
+        if !moves_at_once(changes) {
+            moving.sort_by_key(|change| change.moved().map(|moved| std::cmp::Reverse(moved.from.depth())));
+            for change in moving {
+                let (Some(moved), Some(slot)) = (change.moved(), &change.slot) else { continue };
+                self.take_moved(moved, slot).map_err(|error| (moved.from.as_path().to_owned(), error))?;
+            }
+        }
+        for change in changes {
+            self.apply_one(change, changes).map_err(|error| (change.path.as_path().to_owned(), error))?;
+        }
+        Ok(())
+    }
+
+    fn apply_one(&mut self, change: &Change<'_>, all: &[Change<'_>]) -> io::Result<()> {
         let vfs = self.places.vfs.clone();
         let mut as_checked = |dir: &dyn Dir, name: &OsStr| match &change.before {
             Some(image) => image.is_unchanged_at(&*vfs, dir, name),
             None => Ok(false),
         };
+        let (path, exists) = (&change.path, change.before.is_some());
         match (&change.after, &change.slot) {
-            (After::Dir { attributes }, _) => self.make_dir(&change.path, attributes),
-            (After::File { .. }, Some(slot)) => {
-                self.put(slot, &change.path, change.before.is_some(), &mut as_checked)
+            (After::Same { attributes }, _) => self.set_mode(change, attributes.mode)?,
+            (After::Dir { attributes }, None) => self.make_dir(path, attributes)?,
+            (After::Dir { attributes }, Some(slot)) => {
+                self.take_out(path, slot, &mut as_checked)?;
+                self.make_dir(path, attributes)?;
             }
-            (After::Absent, Some(slot)) => self.take_out(&change.path, slot, &mut as_checked),
-            (_, None) => unreachable!("a change of a file has a slot: plans are made and decoded that way"),
+            (After::Moved(moved), Some(slot)) => {
+                if moves_at_once(all) {
+                    self.move_at_once(moved, path, slot)?;
+                } else {
+                    self.put(slot, path, exists, &mut as_checked)?;
+                }
+                self.parents.forget();
+                if moved.attributes.mode != moved.before.mode {
+                    self.parents.of(path)?.dir.set_mode_of(path.name(), moved.attributes.mode)?;
+                }
+            }
+            (After::File { .. } | After::Symlink { .. }, Some(slot)) => {
+                self.put(slot, path, exists, &mut as_checked)?;
+            }
+            (After::Absent, Some(slot)) => self.take_out(path, slot, &mut as_checked)?,
+            (_, None) => unreachable!("a change has a slot: plans are made and decoded that way"),
         }
+        if change.takes_directory()
+            && let Some(slot) = &change.slot
+        {
+            self.parents.forget();
+            self.displace_strangers(change, slot)?;
+        }
+        Ok(())
+    }
+
+    /// Takes an inode that moves out of the place where it stood, into its slot.
+    fn take_moved(&mut self, moved: &Moved, slot: &Slot) -> io::Result<()> {
+        let dir = self.parents.of(&moved.from)?.dir;
+        let slot_dir = self.slots.of(self.places, slot)?;
+        self.with_ballast(|_| dir.rename(moved.from.name(), &*slot_dir, &slot.os_name()))?;
+        self.parents.forget();
+        self.check_moved(moved, &*slot_dir, &slot.os_name())
+    }
+
+    /// Renames an inode from the one place to the other.
+    fn move_at_once(&mut self, moved: &Moved, path: &TreePath, slot: &Slot) -> io::Result<()> {
+        let (from, to) = (self.parents.of(&moved.from)?.dir, self.parent(path)?);
+        match self.with_ballast(|_| from.rename(moved.from.name(), &*to, path.name())) {
+            Ok(()) => self.check_moved(moved, &*to, path.name()),
+            // Somebody has put something there since the check.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.take_moved(moved, slot)?;
+                self.put(slot, path, true, &mut |_, _| Ok(false))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Another program may have put something else in the place of what moves, after the last check. That goes to
+    /// quarantine, and what should have moved is elsewhere.
+    fn check_moved(&mut self, moved: &Moved, dir: &dyn Dir, name: &OsStr) -> io::Result<()> {
+        if moved.is(&dir.metadata(name)?) {
+            return Ok(());
+        }
+        self.quarantine(dir, name, &moved.from)?;
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// Sets the permission bits of what stands at the name, if that is still what was checked.
+    fn set_mode(&mut self, change: &Change<'_>, mode: u32) -> io::Result<()> {
+        let is_as_checked = |found: &Metadata| {
+            change.before.as_ref().is_some_and(|image| (image.kind, image.inode) == (found.kind, found.inode))
+        };
+        let result = self.parents.of(&change.path).and_then(|parent| {
+            if is_as_checked(&parent.dir.metadata(change.path.name())?) {
+                parent.dir.set_mode_of(change.path.name(), mode)?;
+            }
+            Ok(())
+        });
+        match result {
+            // Whatever stands there now is somebody else's, with a mode of its own.
+            Err(error) if is_no_directory(&error) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Moves what the log does not explain out of the directory in the slot, to quarantine.
+    fn displace_strangers(&mut self, change: &Change<'_>, slot: &Slot) -> io::Result<()> {
+        let slot_dir = self.slots.of(self.places, slot)?;
+        let name = slot.os_name();
+        match slot_dir.metadata(&name) {
+            Ok(found) if change.before.as_ref().is_some_and(|image| image.is_directory(&found)) => {}
+            // It went to quarantine as a whole, or was not there any more.
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let vfs = self.places.vfs.clone();
+        Subtree::open(&*vfs, &*slot_dir, &name, &change.contents)?
+            .displace_strangers(|dir, path| self.quarantine_below(dir, path, &change.path))
+    }
+
+    /// Unlinks a directory that was taken out of the tree at `path`, with everything in it that was logged.
+    pub fn clear_directory(
+        &mut self,
+        dir: &dyn Dir,
+        name: &OsStr,
+        path: &TreePath,
+        contents: &[(TreePath, Image<'_>)],
+    ) -> io::Result<()> {
+        let vfs = self.places.vfs.clone();
+        Subtree::open(&*vfs, dir, name, contents)?
+            .clear(dir, name, |dir, below| self.quarantine_below(dir, below, path))
+    }
+
+    fn quarantine_below(&mut self, dir: &dyn Dir, below: &TreePath, top: &TreePath) -> io::Result<()> {
+        let path = top.below(below).unwrap_or_else(|| top.clone());
+        self.quarantine(dir, below.name(), &path)
     }
 
     /// Puts the slot's file at the name. What stood there comes out into the slot and is compared.
@@ -294,6 +422,13 @@ impl<'a> Applier<'a> {
             // An attempt that ran out of space had come as far as this.
             return slot_dir.rename(&original, slot_dir, &slot.os_name());
         }
+        let is_dir = |dir: &dyn Dir, name: &OsStr| Ok::<_, io::Error>(dir.metadata(name)?.kind == Kind::Dir);
+        if is_dir(dir, name)? || is_dir(slot_dir, &slot.os_name())? {
+            // A directory has one name, so there is a moment without any.
+            dir.rename(name, slot_dir, &original)?;
+            slot_dir.rename(&slot.os_name(), dir, name)?;
+            return slot_dir.rename(&original, slot_dir, &slot.os_name());
+        }
         match slot_dir.remove_file(&original) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -351,6 +486,21 @@ impl<'a> Applier<'a> {
             Err(error) if is_no_space(&error) && self.ballast.release()? => call(self),
             result => result,
         }
+    }
+}
+
+/// Whether all there is to move is one inode, to a free name in a directory that is there already: then one rename
+/// does it, and no reader ever misses it.
+fn moves_at_once(changes: &[Change<'_>]) -> bool {
+    let mut moving = changes.iter().filter(|change| change.moved().is_some());
+    match (moving.next(), moving.next()) {
+        (Some(change), None) => {
+            let is_left_free = |from: &TreePath| !changes.iter().any(|other| other.path == *from);
+            change.before.is_none()
+                && change.parent != 0
+                && change.moved().is_some_and(|moved| is_left_free(&moved.from))
+        }
+        _ => false,
     }
 }
 

@@ -10,26 +10,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use atomtree_vfs::{Access, Dir, File};
 
-/// How much is kept.
-pub const BALLAST_BYTES: u64 = 1 << 20;
 const BALLAST_FILE: &str = "ballast";
 
 /// The reserve of one store.
 pub struct Ballast {
     file: Arc<dyn File>,
+    bytes: u64,
     full: AtomicBool,
 }
 
 impl Ballast {
-    /// Opens the store's ballast, creating it (empty) if it is missing.
-    pub fn open(store: &dyn Dir) -> io::Result<Self> {
+    /// Opens the store's ballast, of this many bytes, creating it (empty) if it is missing.
+    pub fn open(store: &dyn Dir, bytes: u64) -> io::Result<Self> {
         let name = OsStr::new(BALLAST_FILE);
         let file = match store.open_file(name, Access::ReadWrite) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => store.create_file(name, 0o600)?,
             result => result?,
         };
-        let full = AtomicBool::new(file.metadata()?.size == BALLAST_BYTES);
-        Ok(Self { file, full })
+        let full = AtomicBool::new(file.metadata()?.size == bytes);
+        Ok(Self { file, bytes, full })
     }
 
     /// Gives the space up; `false` if that has been done already.
@@ -49,7 +48,7 @@ impl Ballast {
         if self.full.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.file.allocate(BALLAST_BYTES)?;
+        self.file.allocate(self.bytes)?;
         self.full.store(true, Ordering::Release);
         Ok(())
     }

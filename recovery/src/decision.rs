@@ -21,12 +21,18 @@ pub enum Found {
 pub enum Goal {
     /// Nothing.
     Nothing,
-    /// A file whose content is at hand.
+    /// A file whose content is at hand, or a symlink.
     File,
     /// A file whose content is nowhere: it travelled outside the log, and another program destroyed the only inode.
     LostFile,
     /// A directory.
     Directory,
+    /// An inode that was moved here, and whose place is known.
+    Moved,
+    /// An inode that was moved here, and that another program has moved away or removed since.
+    LostMove,
+    /// Whatever stands there, with other permission bits.
+    Same,
 }
 
 /// Whether the last transaction's change of this name is known to have been applied.
@@ -74,7 +80,12 @@ pub fn decide(goal: Goal, found: Found, proof: Proof) -> Action {
         (Goal::Directory, Found::Absent, _) => Action::MakeDirectory,
         // A directory may be needed by what the same transaction put into it, so an obstacle always gives way.
         (Goal::Directory, Found::Ours | Found::Torn | Found::Foreign, _) => Action::ReplaceByDirectory,
-        (Goal::LostFile, _, _) => Action::Leave,
+        // Where the inode is proves what was applied: it is not here.
+        (Goal::Moved, Found::Goal, _) => Action::Keep,
+        (Goal::Moved, Found::Absent, _) => Action::Put,
+        (Goal::Moved, Found::Ours | Found::Torn | Found::Foreign, _) => Action::Replace,
+        (Goal::Same, _, _) => Action::Keep,
+        (Goal::LostFile | Goal::LostMove, _, _) => Action::Leave,
     }
 }
 
@@ -96,7 +107,16 @@ mod tests {
             .collect();
         assert!(!rows.is_empty(), "DESIGN.md has no decision table");
         let mut used = vec![0; rows.len()];
-        for goal in [Goal::Nothing, Goal::File, Goal::LostFile, Goal::Directory] {
+        let goals = [
+            Goal::Nothing,
+            Goal::File,
+            Goal::LostFile,
+            Goal::Directory,
+            Goal::Moved,
+            Goal::LostMove,
+            Goal::Same,
+        ];
+        for goal in goals {
             for found in [Found::Absent, Found::Goal, Found::Ours, Found::Torn, Found::Foreign] {
                 for proof in [Proof::Applied, Proof::Unproven] {
                     let names = [format!("{goal:?}"), format!("{found:?}"), format!("{proof:?}")];

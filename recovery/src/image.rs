@@ -6,11 +6,17 @@
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
+use std::ops::Deref;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::Arc;
 
 use atomtree_vfs::{Access, Dir, File, Identity, Kind, Metadata, SECTOR_BYTES, Timestamp, Vfs, Xattr};
 use serde::{Deserialize, Serialize};
+
+use crate::acl::{self, ACCESS_ACL};
 
 /// BLAKE3 of a content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,14 +44,14 @@ impl Digest {
     }
 }
 
-impl std::fmt::Debug for Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
-impl std::fmt::Display for Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
@@ -97,6 +103,18 @@ impl Attributes {
     /// Reads a directory's attributes.
     pub fn of_dir(dir: &dyn Dir) -> io::Result<Self> {
         Ok(Self::new(&dir.own_metadata()?, dir.xattrs()?))
+    }
+
+    /// The same with other permission bits, as `chmod` would leave it.
+    #[must_use]
+    pub fn with_mode(&self, mode: u32) -> Self {
+        let mut this = Self { mode, ..self.clone() };
+        for xattr in this.xattrs.iter_mut().filter(|xattr| xattr.name == ACCESS_ACL) {
+            if let Some(value) = acl::with_mode(&xattr.value, mode) {
+                xattr.value = value;
+            }
+        }
+        this
     }
 
     /// Gives `file` these attributes: owner first, because changing it clears setuid and capabilities; the permission
@@ -161,11 +179,70 @@ impl Attributes {
     }
 }
 
+/// A content that is held in memory, or mapped.
+#[derive(Clone)]
+pub enum Bytes<'a> {
+    /// In the log.
+    Borrowed(&'a [u8]),
+    /// In memory, for everybody who needs it.
+    Shared(Arc<Vec<u8>>),
+}
+
+impl Bytes<'_> {
+    /// The same, independent of the log.
+    pub fn into_owned(self) -> Bytes<'static> {
+        match self {
+            Self::Borrowed(bytes) => Bytes::Shared(Arc::new(bytes.to_vec())),
+            Self::Shared(bytes) => Bytes::Shared(bytes),
+        }
+    }
+}
+
+impl Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Bytes<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Bytes<'_> {}
+
+impl fmt::Debug for Bytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl From<Vec<u8>> for Bytes<'_> {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Shared(Arc::new(bytes))
+    }
+}
+
+impl<'a> From<Cow<'a, [u8]>> for Bytes<'a> {
+    fn from(bytes: Cow<'a, [u8]>) -> Self {
+        match bytes {
+            Cow::Borrowed(bytes) => Self::Borrowed(bytes),
+            Cow::Owned(bytes) => bytes.into(),
+        }
+    }
+}
+
 /// As much of a content as an image keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content<'a> {
     /// All of it.
-    Inline(Cow<'a, [u8]>),
+    Inline(Bytes<'a>),
     /// Its digest; the length is the image's size.
     Digest(Digest),
     /// Nothing: the content is known by inode, size and time of modification alone.
@@ -173,6 +250,15 @@ pub enum Content<'a> {
 }
 
 impl Content<'_> {
+    /// The same, independent of the log.
+    pub fn into_owned(self) -> Content<'static> {
+        match self {
+            Self::Inline(bytes) => Content::Inline(bytes.into_owned()),
+            Self::Digest(digest) => Content::Digest(digest),
+            Self::Unread => Content::Unread,
+        }
+    }
+
     /// The digest, computed where the bytes are at hand.
     pub fn digest(&self) -> Option<Digest> {
         match self {
@@ -186,7 +272,7 @@ impl Content<'_> {
 /// What stood at a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image<'a> {
-    /// File or symlink (whose content is its target); directories have no content.
+    /// What stood there. A symlink's content is its target; directories and special files have none.
     pub kind: Kind,
     /// Inode number.
     pub inode: u64,
@@ -243,19 +329,35 @@ impl Image<'static> {
             Ok(file) => return Self::capture_file(vfs, &*file, limits).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => match dir.metadata(name) {
-                Ok(found) if found.kind == Kind::File => return Err(error),
+                // Who may not read a file may still remove, move or change it in other ways.
+                Ok(found) if found.kind == Kind::File && error.kind() != io::ErrorKind::PermissionDenied => {
+                    return Err(error);
+                }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),
             },
         }
+        Self::capture_unread(vfs, dir, name).map(Some)
+    }
+
+    /// As [`Image::capture`], of a name that stands there and without reading what is in a file.
+    pub fn capture_unread(vfs: &dyn Vfs, dir: &dyn Dir, name: &OsStr) -> io::Result<Image<'static>> {
+        let captured = vfs.now();
         let metadata = dir.metadata(name)?;
         let content = match metadata.kind {
-            Kind::Symlink => Content::Inline(Cow::Owned(dir.read_link(name)?.into_vec())),
+            Kind::Symlink => Content::Inline(dir.read_link(name)?.into_vec().into()),
             Kind::File | Kind::Dir | Kind::Other => Content::Unread,
         };
-        let attributes = Attributes::new(&metadata, Vec::new());
-        Ok(Some(Self::new(vfs.now(), &metadata, attributes, content)))
+        let xattrs = match metadata.kind {
+            Kind::Dir => match dir.open_dir(Path::new(name)) {
+                // Something is mounted there, which its mount id tells the caller.
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Vec::new(),
+                opened => opened?.xattrs()?,
+            },
+            Kind::File | Kind::Symlink | Kind::Other => Vec::new(),
+        };
+        Ok(Self::new(captured, &metadata, Attributes::new(&metadata, xattrs), content))
     }
 
     /// As [`Image::capture`], of a file that is open.
@@ -270,7 +372,7 @@ impl Image<'static> {
             let read = file.read_at(&mut bytes, 0)?;
             if read as u64 == metadata.size {
                 bytes.truncate(read);
-                Content::Inline(Cow::Owned(bytes))
+                Content::Inline(bytes.into())
             } else {
                 Content::Digest(Digest::of_file(file)?.1)
             }
@@ -294,7 +396,7 @@ impl Image<'static> {
         let metadata = file.metadata()?;
         let bytes = file.read_all(limit)?;
         let content = if bytes.len() as u64 <= limits.inline_bytes {
-            Content::Inline(Cow::Owned(bytes.clone()))
+            Content::Inline(bytes.clone().into())
         } else {
             Content::Digest(Digest::of(&bytes))
         };
@@ -354,6 +456,11 @@ impl Image<'_> {
             && self.modified == found.modified
     }
 
+    /// Whether `found` is the directory of this image, whatever lies in it by now.
+    pub fn is_directory(&self, found: &Metadata) -> bool {
+        (self.kind, self.inode, self.born) == (Kind::Dir, found.inode, found.born) && found.kind == Kind::Dir
+    }
+
     /// Whether content of `size` bytes with this digest is the image's; `None` if the image doesn't know its content.
     pub fn has_content(&self, size: u64, digest: Digest) -> Option<bool> {
         Some(self.size == size && self.content.digest()? == digest)
@@ -367,32 +474,47 @@ impl Image<'_> {
             return Ok(false);
         }
         let same_times = self.has_content_times_of(&found);
-        if same_times && !is_recent(self.modified, self.captured, vfs) {
+        if same_times && self.kind != Kind::Dir && !is_recent(self.modified, self.captured, vfs) {
             return Ok(true);
         }
         match self.kind {
             Kind::File if self.content == Content::Unread => Ok(same_times),
             Kind::File if found.size != self.size => Ok(false),
             Kind::File => {
-                let (size, digest) = Digest::of_file(&*dir.open_file(name, Access::Read)?)?;
+                let (size, digest) = Digest::of_file(&*open_own(dir, name)?)?;
                 Ok(self.has_content(size, digest) == Some(true))
             }
             Kind::Symlink => {
                 let target = dir.read_link(name)?;
                 Ok(matches!(&self.content, Content::Inline(bytes) if **bytes == *target.as_bytes()))
             }
-            Kind::Dir | Kind::Other => Ok(same_times),
+            // What lies in it is compared name by name.
+            Kind::Dir => Ok(self.is_directory(&found)),
+            Kind::Other => Ok(same_times),
         }
     }
 
     /// The same image, owning its content.
     pub fn into_owned(self) -> Image<'static> {
-        let content = match self.content {
-            Content::Inline(bytes) => Content::Inline(Cow::Owned(bytes.into_owned())),
-            Content::Digest(digest) => Content::Digest(digest),
-            Content::Unread => Content::Unread,
-        };
-        Image { content, ..self }
+        Image { content: self.content.into_owned(), ..self }
+    }
+}
+
+/// Opens a file for reading that belongs to this process, even if its mode forbids that: the bit is set for the moment
+/// that opening takes.
+pub fn open_own(dir: &dyn Dir, name: &OsStr) -> io::Result<Arc<dyn File>> {
+    match dir.open_file(name, Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let mode = dir.metadata(name)?.mode;
+            if mode & 0o400 != 0 {
+                return Err(error);
+            }
+            dir.set_mode_of(name, mode | 0o400)?;
+            let opened = dir.open_file(name, Access::Read);
+            dir.set_mode_of(name, mode)?;
+            opened
+        }
+        opened => opened,
     }
 }
 

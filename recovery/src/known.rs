@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 
-use atomtree_vfs::{Access, Dir, File, Kind, Metadata, Timestamp};
+use atomtree_vfs::{Dir, File, Kind, Metadata, Timestamp};
 
 use crate::analyze::Committed;
-use crate::image::{Content, Digest, is_torn};
-use crate::plan::After;
+use crate::image::{Content, Digest, Image, is_torn, open_own};
+use crate::plan::{After, Change};
 
 /// How a content relates to those that the log explains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +31,12 @@ pub struct Known<'a> {
     /// original of one name, and then with them, as the new content of another.
     inline: HashMap<Digest, &'a [u8]>,
     inline_bytes_max: u64,
-    /// Originals too large to be read, known by inode, size and time alone.
+    /// Originals that were not read, known by inode, size and time alone.
     unread: HashSet<(u64, u64, Timestamp)>,
+    /// Where symlinks led or shall lead.
+    targets: HashSet<&'a [u8]>,
+    /// Directories that were taken out of the tree, by inode number, with the changes that did it.
+    directories: HashMap<u64, &'a Change<'a>>,
 }
 
 impl<'a> Known<'a> {
@@ -39,14 +44,27 @@ impl<'a> Known<'a> {
     pub fn of<'b: 'a>(transactions: impl Iterator<Item = &'a Committed<'b>>) -> Self {
         let mut known = Self::default();
         for change in transactions.flat_map(|transaction| &transaction.changes) {
-            if let Some(image) = &change.before {
-                known.add(image.size, &image.content);
-                if image.content == Content::Unread {
-                    known.unread.insert((image.inode, image.size, image.modified));
+            match &change.before {
+                Some(image) if image.kind == Kind::Dir => {
+                    if change.takes_directory() {
+                        known.directories.insert(image.inode, change);
+                    }
                 }
+                Some(Image { kind: Kind::Symlink, content: Content::Inline(target), .. }) => {
+                    known.targets.insert(target);
+                }
+                Some(image) => {
+                    known.add(image.size, &image.content);
+                    if image.content == Content::Unread {
+                        known.unread.insert((image.inode, image.size, image.modified));
+                    }
+                }
+                None => {}
             }
-            if let After::File { size, content, .. } = &change.after {
-                known.add(*size, content);
+            match &change.after {
+                After::File { size, content, .. } => known.add(*size, content),
+                After::Symlink { target, .. } => drop(known.targets.insert(target)),
+                _ => {}
             }
         }
         known
@@ -61,14 +79,25 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// What stands at the name; anything but a regular file is foreign.
+    /// The change that took this directory out of the tree.
+    pub fn taken_directory(&self, metadata: &Metadata) -> Option<&'a Change<'a>> {
+        let change = *self.directories.get(&metadata.inode)?;
+        change.before.as_ref().is_some_and(|image| image.is_directory(metadata)).then_some(change)
+    }
+
+    /// What stands at the name. A directory is known by its inode, whatever lies in it.
     pub fn likeness(&self, dir: &dyn Dir, name: &OsStr) -> io::Result<Likeness> {
         let metadata = dir.metadata(name)?;
-        if metadata.kind != Kind::File {
-            return Ok(Likeness::Foreign);
-        }
-        let file = dir.open_file(name, Access::Read)?;
-        Ok(self.examine(&*file, &metadata)?.0)
+        let is_known = match metadata.kind {
+            Kind::File => {
+                let file = open_own(dir, name)?;
+                return Ok(self.examine(&*file, &metadata)?.0);
+            }
+            Kind::Dir => self.taken_directory(&metadata).is_some(),
+            Kind::Symlink => self.targets.contains(dir.read_link(name)?.as_bytes()),
+            Kind::Other => self.unread.contains(&(metadata.inode, metadata.size, metadata.modified)),
+        };
+        Ok(if is_known { Likeness::Image } else { Likeness::Foreign })
     }
 
     /// The likeness of a file, with its length and digest.

@@ -9,17 +9,19 @@
 //!
 //! One file for each checkpoint. Changing the layout or a summary's fields changes the format version.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 
-use atomtree_vfs::{Access, Dir};
+use atomtree_vfs::{Access, Dir, Kind};
 use serde::{Deserialize, Serialize};
 
 use crate::analyze::Committed;
 use crate::error::{Doing, Error};
-use crate::image::{Content, Digest, Image};
+use crate::image::{Attributes, Digest, Image};
 use crate::places::FORMAT_VERSION;
 use crate::plan::{After, Begin, Change, TransactionId};
+use crate::tree_path::TreePath;
 
 const MAGIC: [u8; 8] = *b"ATOMHIST";
 const HEADER_BYTES: usize = 12;
@@ -48,6 +50,9 @@ pub struct ChangeSummary {
     pub before: Option<State>,
     /// What stood there after.
     pub after: Option<State>,
+    /// Where it came from, if it was moved here; as bytes.
+    #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
+    pub from: Option<Vec<u8>>,
 }
 
 /// What stood at a name.
@@ -59,8 +64,11 @@ pub struct State {
     pub mode: u32,
     /// Length in bytes; 0 for a directory.
     pub size: u64,
-    /// Digest of the content, where it was known.
+    /// Digest of the content, where it was known; of a symlink, of where it leads.
     pub digest: Option<Digest>,
+    /// Whether it was a symlink.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub symlink: bool,
 }
 
 impl Summary {
@@ -69,33 +77,69 @@ impl Summary {
         Self {
             begin: transaction.begin.clone(),
             lsn: transaction.lsn.0,
-            changes: transaction.changes.iter().map(ChangeSummary::of).collect(),
+            changes: ChangeSummary::of_all(&transaction.changes),
         }
     }
 }
 
 impl ChangeSummary {
-    fn of(change: &Change<'_>) -> Self {
-        let before = change.before.as_ref().map(|Image { attributes, size, content, .. }| State {
-            directory: false,
-            mode: attributes.mode,
-            size: *size,
-            digest: content.digest(),
-        });
-        let after = match &change.after {
-            After::Absent => None,
-            After::Dir { attributes } => {
-                Some(State { directory: true, mode: attributes.mode, size: 0, digest: None })
+    /// Every name that the changes touch: those of directories that go along, and those that inodes moved away from,
+    /// included.
+    fn of_all(changes: &[Change<'_>]) -> Vec<Self> {
+        let mut gone: BTreeMap<TreePath, State> = BTreeMap::new();
+        for change in changes {
+            for (below, image) in &change.contents {
+                gone.extend(change.path.below(below).map(|path| (path, State::of_image(image))));
             }
-            After::File { attributes, size, content, .. } => {
-                let digest = match content {
-                    Content::Unread => None,
-                    known => known.digest(),
-                };
-                Some(State { directory: false, mode: attributes.mode, size: *size, digest })
+            if let Some(moved) = change.moved() {
+                let state = State::of(moved.kind, &moved.before, moved.size, None);
+                gone.insert(moved.from.clone(), state);
             }
+        }
+        let mut all: Vec<Self> = Vec::with_capacity(changes.len() + gone.len());
+        for change in changes {
+            // What was moved away from the name, or went along with a directory, stood there too.
+            let stood = gone.remove(&change.path);
+            let before = change.before.as_ref().map(State::of_image).or(stood);
+            let after = match &change.after {
+                After::Same { attributes } => {
+                    before.clone().map(|before| State { mode: attributes.mode, ..before })
+                }
+                after => State::after(after),
+            };
+            let from = change.moved().map(|moved| moved.from.as_bytes().to_vec());
+            all.push(Self { path: change.path.as_bytes().to_vec(), before, after, from });
+        }
+        all.extend(gone.into_iter().map(|(path, state)| Self {
+            path: path.as_bytes().to_vec(),
+            before: Some(state),
+            after: None,
+            from: None,
+        }));
+        all
+    }
+}
+
+impl State {
+    fn of(kind: Kind, attributes: &Attributes, size: u64, digest: Option<Digest>) -> Self {
+        let directory = kind == Kind::Dir;
+        let size = if directory { 0 } else { size };
+        Self { directory, mode: attributes.mode, size, digest, symlink: kind == Kind::Symlink }
+    }
+
+    fn of_image(image: &Image<'_>) -> Self {
+        Self::of(image.kind, &image.attributes, image.size, image.content.digest())
+    }
+
+    fn after(after: &After<'_>) -> Option<Self> {
+        let attributes = after.attributes()?;
+        let (size, digest) = match after {
+            After::File { size, content, .. } => (*size, content.digest()),
+            After::Symlink { target, .. } => (target.len() as u64, Some(Digest::of(target))),
+            After::Moved(moved) => (moved.size, None),
+            After::Absent | After::Dir { .. } | After::Same { .. } => (0, None),
         };
-        Self { path: change.path.as_bytes().to_vec(), before, after }
+        Some(Self::of(after.kind()?, attributes, size, digest))
     }
 }
 
@@ -221,11 +265,22 @@ mod tests {
     use super::*;
 
     fn summary(tx: u64) -> Summary {
-        let state = State { directory: false, mode: 0o644, size: 3, digest: Some(Digest::of(b"abc")) };
+        let state = State {
+            directory: false,
+            mode: 0o644,
+            size: 3,
+            digest: Some(Digest::of(b"abc")),
+            symlink: false,
+        };
         Summary {
             begin: Begin { tx: TransactionId(tx), time_ns: 5, label: Some("why".into()), agent: None },
             lsn: 9,
-            changes: vec![ChangeSummary { path: b"a/b".to_vec(), before: None, after: Some(state) }],
+            changes: vec![ChangeSummary {
+                path: b"a/b".to_vec(),
+                before: None,
+                after: Some(state),
+                from: None,
+            }],
         }
     }
 

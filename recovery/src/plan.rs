@@ -16,15 +16,16 @@
 //! are plain names, lengths agree. Nothing that comes out can name the outside.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::num::NonZeroU8;
 
-use atomtree_vfs::{Kind, Timestamp};
+use atomtree_vfs::{Kind, Metadata, Timestamp};
 use atomtree_wal::Lsn;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::image::{Attributes, Content, Digest, Image, Slot};
-use crate::tree_path::TreePath;
+use crate::tree_path::{PATH_BYTES_MAX, TreePath};
 
 /// Number of a committed transaction, from 1; in the order of the log, without gaps while nothing is voided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -124,11 +125,55 @@ pub enum After<'a> {
         /// Inode number of the staged file.
         inode: u64,
     },
-    /// A directory, made because something below it needs it.
+    /// A new directory.
     Dir {
         /// Mode, owner and extended attributes.
         attributes: Attributes,
     },
+    /// A symlink.
+    Symlink {
+        /// Where it leads, verbatim.
+        target: Vec<u8>,
+        /// Its owner.
+        attributes: Attributes,
+        /// Inode number of the staged symlink.
+        inode: u64,
+    },
+    /// An inode that stood elsewhere: every directory that is renamed, and whatever else is not written anew.
+    Moved(Moved),
+    /// What stands there already, with other permission bits.
+    Same {
+        /// Mode, owner and extended attributes.
+        attributes: Attributes,
+    },
+}
+
+/// An inode that gets another name. It is known by its number, so its content need not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Where it stood before the transaction, in the tree as it was then.
+    pub from: TreePath,
+    /// Inode number of the directory that held it there.
+    pub from_parent: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Its inode number.
+    pub inode: u64,
+    /// When the inode was created, where the file system keeps that.
+    pub born: Option<Timestamp>,
+    /// Length in bytes; of a directory, whatever the file system says.
+    pub size: u64,
+    /// The attributes that it had.
+    pub before: Attributes,
+    /// The attributes that it shall have; only the mode may differ.
+    pub attributes: Attributes,
+}
+
+impl Moved {
+    /// Whether this is the inode.
+    pub fn is(&self, found: &Metadata) -> bool {
+        (found.kind, found.inode, found.born) == (self.kind, self.inode, self.born)
+    }
 }
 
 impl After<'_> {
@@ -137,14 +182,35 @@ impl After<'_> {
         match self {
             Self::Absent => After::Absent,
             Self::Dir { attributes } => After::Dir { attributes },
+            Self::Symlink { target, attributes, inode } => After::Symlink { target, attributes, inode },
+            Self::Moved(moved) => After::Moved(moved),
+            Self::Same { attributes } => After::Same { attributes },
             Self::File { attributes, size, content, inode } => {
-                let content = match content {
-                    Content::Inline(bytes) => Content::Inline(Cow::Owned(bytes.into_owned())),
-                    Content::Digest(digest) => Content::Digest(digest),
-                    Content::Unread => Content::Unread,
-                };
-                After::File { attributes, size, content, inode }
+                After::File { attributes, size, content: content.into_owned(), inode }
             }
+        }
+    }
+
+    /// The kind of what shall stand there, where it is not what stands there already.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Absent | Self::Same { .. } => None,
+            Self::File { .. } => Some(Kind::File),
+            Self::Dir { .. } => Some(Kind::Dir),
+            Self::Symlink { .. } => Some(Kind::Symlink),
+            Self::Moved(moved) => Some(moved.kind),
+        }
+    }
+
+    /// The attributes that it shall have.
+    pub fn attributes(&self) -> Option<&Attributes> {
+        match self {
+            Self::Absent => None,
+            Self::File { attributes, .. }
+            | Self::Dir { attributes }
+            | Self::Symlink { attributes, .. }
+            | Self::Moved(Moved { attributes, .. })
+            | Self::Same { attributes } => Some(attributes),
         }
     }
 
@@ -161,11 +227,14 @@ pub struct Change<'a> {
     pub path: TreePath,
     /// Inode number of the directory that holds it; 0 when the transaction makes that directory.
     pub parent: u64,
-    /// What stood there; `None` for nothing.
+    /// What stood there; `None` for nothing, and for what leaves the name by being moved elsewhere.
     pub before: Option<Image<'a>>,
+    /// Where a directory stood that goes: everything in it, by its path below the name. All of it goes along in one
+    /// rename.
+    pub contents: Vec<(TreePath, Image<'a>)>,
     /// What shall stand there.
     pub after: After<'a>,
-    /// Where the new content waits and the original ends up; `None` for a directory.
+    /// Where the new content waits and the original ends up; `None` where there is neither.
     pub slot: Option<Slot>,
 }
 
@@ -176,6 +245,7 @@ impl Change<'_> {
             path: self.path,
             parent: self.parent,
             before: self.before.map(Image::into_owned),
+            contents: self.contents.into_iter().map(|(path, image)| (path, image.into_owned())).collect(),
             after: self.after.into_owned(),
             slot: self.slot,
         }
@@ -185,11 +255,55 @@ impl Change<'_> {
     /// so that whoever reads the tree meanwhile misses as little as possible.
     pub fn order(&self) -> (u8, usize) {
         match self.after {
-            After::Dir { .. } => (0, self.path.depth()),
-            After::File { .. } => (1, 0),
+            After::Dir { .. } | After::Moved(_) => (0, self.path.depth()),
+            After::File { .. } | After::Symlink { .. } | After::Same { .. } => (1, 0),
             After::Absent => (2, 0),
         }
     }
+
+    /// The inode that moves here, if one does.
+    pub fn moved(&self) -> Option<&Moved> {
+        match &self.after {
+            After::Moved(moved) => Some(moved),
+            _ => None,
+        }
+    }
+
+    /// Whether what stood there is a directory, and goes.
+    pub fn takes_directory(&self) -> bool {
+        !matches!(self.after, After::Same { .. })
+            && self.before.as_ref().is_some_and(|image| image.kind == Kind::Dir)
+    }
+
+    /// Whether the change moves or removes an inode that other names may lie below, or changes what kind of thing the
+    /// name is: then no other unsettled transaction may touch what lies at or below its names.
+    pub fn is_barrier(&self) -> bool {
+        let changes_kind = || match (&self.before, self.after.kind()) {
+            (Some(before), Some(after)) => before.kind != after,
+            _ => false,
+        };
+        self.moved().is_some() || self.takes_directory() || changes_kind()
+    }
+
+    /// The names that it empties or fills, without those in a directory that goes along.
+    pub fn names(&self) -> impl Iterator<Item = &TreePath> {
+        std::iter::once(&self.path).chain(self.moved().map(|moved| &moved.from))
+    }
+}
+
+/// How many names the changes of one transaction fill, empty or change, those in directories that go along included.
+pub fn count_names(changes: &[Change<'_>]) -> usize {
+    let simple = |change: &Change<'_>| change.moved().is_none() && change.contents.is_empty();
+    if changes.iter().all(simple) {
+        return changes.len();
+    }
+    let mut names: HashSet<Cow<'_, TreePath>> = HashSet::new();
+    for change in changes {
+        names.extend(change.names().map(Cow::Borrowed));
+        let below = change.contents.iter().filter_map(|(path, _)| change.path.below(path));
+        names.extend(below.map(Cow::Owned));
+    }
+    names.len()
 }
 
 /// A transaction as it is logged.
@@ -224,6 +338,46 @@ struct ImageHead<'a> {
     captured_ns: i64,
     attributes: Cow<'a, Attributes>,
     content: ContentHead,
+    /// Left out where it says nothing, as it was before there was any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    more: Option<MoreOfImage>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MoreOfImage {
+    /// Of what `symlink` does not tell apart.
+    kind: KindHead,
+    /// For what goes along with a directory: its path below `path`.
+    #[serde(with = "serde_bytes")]
+    below: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum KindHead {
+    File,
+    Dir,
+    Symlink,
+    Other,
+}
+
+impl KindHead {
+    fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::File => Self::File,
+            Kind::Dir => Self::Dir,
+            Kind::Symlink => Self::Symlink,
+            Kind::Other => Self::Other,
+        }
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::File => Kind::File,
+            Self::Dir => Kind::Dir,
+            Self::Symlink => Kind::Symlink,
+            Self::Other => Kind::Other,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -238,8 +392,35 @@ struct ChangeHead<'a> {
 #[derive(Serialize, Deserialize)]
 enum AfterHead<'a> {
     Absent,
-    File { attributes: Cow<'a, Attributes>, size: u64, content: ContentHead, inode: u64 },
-    Dir { attributes: Cow<'a, Attributes> },
+    File {
+        attributes: Cow<'a, Attributes>,
+        size: u64,
+        content: ContentHead,
+        inode: u64,
+    },
+    Dir {
+        attributes: Cow<'a, Attributes>,
+    },
+    Symlink {
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
+        attributes: Cow<'a, Attributes>,
+        inode: u64,
+    },
+    Moved {
+        #[serde(with = "serde_bytes")]
+        from: Vec<u8>,
+        from_parent: u64,
+        kind: KindHead,
+        inode: u64,
+        born_ns: Option<i64>,
+        size: u64,
+        before: Cow<'a, Attributes>,
+        attributes: Cow<'a, Attributes>,
+    },
+    Same {
+        attributes: Cow<'a, Attributes>,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -278,7 +459,12 @@ impl Plan<'_> {
     /// The records of the transaction, in their order in the log.
     pub fn payloads(&self) -> Vec<Payload<'_>> {
         let mut payloads = vec![payload(RecordKind::Begin, &self.begin, &[])];
-        payloads.extend(self.changes.iter().filter_map(image_payload));
+        for change in &self.changes {
+            payloads.extend(change.before.as_ref().map(|image| image_payload(change, image, None)));
+            payloads.extend(
+                change.contents.iter().map(|(below, image)| image_payload(change, image, Some(below))),
+            );
+        }
         let images = payloads.len() - 1;
         payloads.extend(self.changes.iter().map(change_payload));
         let changes = self.changes.len();
@@ -288,8 +474,12 @@ impl Plan<'_> {
     }
 }
 
-fn image_payload<'a>(change: &'a Change<'_>) -> Option<Payload<'a>> {
-    let image = change.before.as_ref()?;
+fn image_payload<'a>(change: &'a Change<'_>, image: &'a Image<'_>, below: Option<&TreePath>) -> Payload<'a> {
+    let is_more = below.is_some() || matches!(image.kind, Kind::Dir | Kind::Other);
+    let more = is_more.then(|| MoreOfImage {
+        kind: KindHead::of(image.kind),
+        below: below.map(|path| path.as_bytes().to_vec()),
+    });
     let head = ImageHead {
         path: change.path.as_bytes().to_vec(),
         symlink: image.kind == Kind::Symlink,
@@ -300,8 +490,9 @@ fn image_payload<'a>(change: &'a Change<'_>) -> Option<Payload<'a>> {
         captured_ns: image.captured.0,
         attributes: Cow::Borrowed(&image.attributes),
         content: ContentHead::of(&image.content),
+        more,
     };
-    Some(payload(RecordKind::Image, &head, bytes_of(&image.content)))
+    payload(RecordKind::Image, &head, bytes_of(&image.content))
 }
 
 fn change_payload<'a>(change: &'a Change<'_>) -> Payload<'a> {
@@ -309,6 +500,26 @@ fn change_payload<'a>(change: &'a Change<'_>) -> Payload<'a> {
         After::Absent => (AfterHead::Absent, [].as_slice()),
         After::Dir { attributes } => {
             (AfterHead::Dir { attributes: Cow::Borrowed(attributes) }, [].as_slice())
+        }
+        After::Symlink { target, attributes, inode } => {
+            let attributes = Cow::Borrowed(attributes);
+            (AfterHead::Symlink { target: target.clone(), attributes, inode: *inode }, [].as_slice())
+        }
+        After::Moved(moved) => {
+            let head = AfterHead::Moved {
+                from: moved.from.as_bytes().to_vec(),
+                from_parent: moved.from_parent,
+                kind: KindHead::of(moved.kind),
+                inode: moved.inode,
+                born_ns: moved.born.map(|time| time.0),
+                size: moved.size,
+                before: Cow::Borrowed(&moved.before),
+                attributes: Cow::Borrowed(&moved.attributes),
+            };
+            (head, [].as_slice())
+        }
+        After::Same { attributes } => {
+            (AfterHead::Same { attributes: Cow::Borrowed(attributes) }, [].as_slice())
         }
         After::File { attributes, size, content, inode } => {
             debug_assert_ne!(*content, Content::Unread, "a new content is known");
@@ -344,7 +555,9 @@ pub enum Record<'a> {
     Begin(Begin),
     /// What stood at a name.
     Image(TreePath, Image<'a>),
-    /// What shall stand there; its `before` is not filled in.
+    /// What stood below a name, in a directory that goes along: by its path below it.
+    ImageBelow(TreePath, TreePath, Image<'a>),
+    /// What shall stand there; what stood there is not filled in.
     Change(Change<'a>),
     /// The transaction is complete.
     Commit(Commit),
@@ -387,8 +600,16 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
             let head: ImageHead<'static> = decode_head(head)?;
             let path = TreePath::from_bytes(&head.path).map_err(|error| error.to_string())?;
             let content = content_of(&head.content, head.size, tail(payload, at))?;
+            let kind = match (&head.more, head.symlink) {
+                (Some(more), _) => more.kind.kind(),
+                (None, true) => Kind::Symlink,
+                (None, false) => Kind::File,
+            };
+            let below = head.more.and_then(|more| more.below);
+            let below = below.as_deref().map(TreePath::from_bytes_below).transpose();
+            let below = below.map_err(|error| error.to_string())?;
             let image = Image {
-                kind: if head.symlink { Kind::Symlink } else { Kind::File },
+                kind,
                 inode: head.inode,
                 born: head.born_ns.map(Timestamp),
                 size: head.size,
@@ -401,7 +622,10 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
                 attributes: head.attributes.into_owned(),
                 content,
             };
-            Ok(Record::Image(path, image))
+            Ok(match below {
+                Some(below) => Record::ImageBelow(path, below, image),
+                None => Record::Image(path, image),
+            })
         }
         RecordKind::Change => {
             let head: ChangeHead<'static> = decode_head(head)?;
@@ -413,6 +637,25 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
             let after = match head.after {
                 AfterHead::Absent => After::Absent,
                 AfterHead::Dir { attributes } => After::Dir { attributes: attributes.into_owned() },
+                AfterHead::Symlink { target, attributes, inode } => {
+                    if target.is_empty() || target.len() > PATH_BYTES_MAX || target.contains(&0) {
+                        return Err("a symlink that leads nowhere".into());
+                    }
+                    After::Symlink { target, attributes: attributes.into_owned(), inode }
+                }
+                AfterHead::Moved { from, from_parent, kind, inode, born_ns, size, before, attributes } => {
+                    After::Moved(Moved {
+                        from: TreePath::from_bytes(&from).map_err(|error| error.to_string())?,
+                        from_parent,
+                        kind: kind.kind(),
+                        inode,
+                        born: born_ns.map(Timestamp),
+                        size,
+                        before: before.into_owned(),
+                        attributes: attributes.into_owned(),
+                    })
+                }
+                AfterHead::Same { attributes } => After::Same { attributes: attributes.into_owned() },
                 AfterHead::File { content: ContentHead::Unread, .. } => {
                     return Err("a new file without content".into());
                 }
@@ -423,10 +666,17 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
                     inode,
                 },
             };
-            if matches!(after, After::Dir { .. }) == slot.is_some() {
-                return Err("a file without a slot, or a directory with one".into());
+            match after {
+                After::Same { .. } if slot.is_some() => return Err("a slot that nothing goes into".into()),
+                After::Absent | After::File { .. } | After::Symlink { .. } | After::Moved(_)
+                    if slot.is_none() =>
+                {
+                    return Err("a change without a slot".into());
+                }
+                _ => {}
             }
-            Ok(Record::Change(Change { path, parent: head.parent, before: None, after, slot }))
+            let parent = head.parent;
+            Ok(Record::Change(Change { path, parent, before: None, contents: Vec::new(), after, slot }))
         }
     }
 }
@@ -445,7 +695,7 @@ fn tail(payload: Cow<'_, [u8]>, at: usize) -> Cow<'_, [u8]> {
 
 fn content_of<'a>(head: &ContentHead, size: u64, bytes: Cow<'a, [u8]>) -> Result<Content<'a>, String> {
     match head {
-        ContentHead::Inline if bytes.len() as u64 == size => Ok(Content::Inline(bytes)),
+        ContentHead::Inline if bytes.len() as u64 == size => Ok(Content::Inline(bytes.into())),
         ContentHead::Inline => Err(format!("{} bytes of content, {size} expected", bytes.len())),
         _ if !bytes.is_empty() => Err("content where a digest was promised".into()),
         ContentHead::Digest(digest) => Ok(Content::Digest(*digest)),

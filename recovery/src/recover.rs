@@ -6,10 +6,12 @@
 //! anywhere in here leads to the same end when it runs again, because the log is retired last.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use atomtree_vfs::{Access, File, Kind};
+use atomtree_vfs::{Dir, File, Kind, is_symlink_error};
 use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
 use crate::analyze::{Analysis, Committed, analyze, watermark};
@@ -17,12 +19,13 @@ use crate::apply::{Applier, Displaced, Parents, is_no_directory, quarantine_name
 use crate::ballast::Ballast;
 use crate::decision::{Action, Found, Goal, Proof, decide};
 use crate::error::{Doing, Error};
-use crate::image::{Attributes, Content, Digest, Image, Slot};
+use crate::image::{Attributes, Content, Digest, Image, Slot, open_own};
 use crate::known::{Known, Likeness};
+use crate::locate::locate;
 use crate::log_records::append_checkpoint;
 use crate::manifest::{self, Summary};
 use crate::places::Places;
-use crate::plan::{After, Change, Checkpoint, TransactionId};
+use crate::plan::{After, Change, Checkpoint, Moved, TransactionId};
 use crate::stage::Stage;
 use crate::sweep::sweep;
 use crate::tree_path::TreePath;
@@ -123,8 +126,23 @@ impl Recovery<'_> {
     }
 }
 
-/// A name's goal, with the transaction that set it.
-type Goals<'a> = BTreeMap<&'a TreePath, (&'a Committed<'a>, &'a Change<'a>)>;
+/// A name's goal.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    /// The transaction that set it.
+    transaction: &'a Committed<'a>,
+    change: &'a Change<'a>,
+    /// The attributes that a later transaction gave to what stands there.
+    attributes: Option<&'a Attributes>,
+}
+
+impl<'a> Target<'a> {
+    fn attributes(&self) -> Option<&'a Attributes> {
+        self.attributes.or(self.change.after.attributes())
+    }
+}
+
+type Goals<'a> = BTreeMap<&'a TreePath, Target<'a>>;
 
 struct Repair<'a> {
     recovery: &'a Recovery<'a>,
@@ -136,6 +154,8 @@ struct Repair<'a> {
     applier: Applier<'a>,
     /// Slots of this recovery that may hold what came out of the tree.
     own: Vec<Slot>,
+    /// The slots of the inodes that are on their way to their names.
+    moving: BTreeMap<&'a TreePath, Slot>,
     report: Report,
 }
 
@@ -144,12 +164,19 @@ struct Examined {
     found: Found,
     /// The open file, where it is a regular one.
     file: Option<Arc<dyn File>>,
+    /// The open directory, where it is one.
+    dir: Option<Arc<dyn Dir>>,
     attributes: Option<Attributes>,
 }
 
 impl Examined {
     fn nothing(found: Found) -> Self {
-        Self { found, file: None, attributes: None }
+        Self { found, file: None, dir: None, attributes: None }
+    }
+
+    fn directory(found: Found, dir: Arc<dyn Dir>) -> io::Result<Self> {
+        let attributes = Some(Attributes::of_dir(&*dir)?);
+        Ok(Self { found, file: None, dir: Some(dir), attributes })
     }
 }
 
@@ -160,13 +187,17 @@ impl<'a> Repair<'a> {
         let mut logged: BTreeMap<&TreePath, Vec<&Attributes>> = BTreeMap::new();
         for transaction in analysis.unsettled() {
             for change in &transaction.changes {
-                goals.insert(&change.path, (transaction, change));
                 let before = change.before.as_ref().map(|image| &image.attributes);
-                let after = match &change.after {
-                    After::File { attributes, .. } => Some(attributes),
-                    After::Absent | After::Dir { .. } => None,
-                };
-                logged.entry(&change.path).or_default().extend(before.into_iter().chain(after));
+                let moved = change.moved().map(|moved| &moved.before);
+                let all = before.into_iter().chain(moved).chain(change.after.attributes());
+                logged.entry(&change.path).or_default().extend(all);
+                match (&change.after, goals.get_mut(&change.path)) {
+                    // What an earlier transaction puts there gets the attributes of the later one.
+                    (After::Same { attributes }, Some(target)) => target.attributes = Some(attributes),
+                    _ => {
+                        goals.insert(&change.path, Target { transaction, change, attributes: None });
+                    }
+                }
             }
         }
         let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
@@ -180,6 +211,7 @@ impl<'a> Repair<'a> {
             logged,
             applier,
             own: Vec::new(),
+            moving: BTreeMap::new(),
             report: Report::default(),
         })
     }
@@ -189,43 +221,88 @@ impl<'a> Repair<'a> {
         // Contents by reference are looked up before anything is moved, since a move could bury the only copy.
         let mut sources = BTreeMap::new();
         let goals = self.goals.clone();
-        for (path, (_, change)) in &goals {
+        for (path, Target { change, .. }) in &goals {
             if change.after.is_by_reference() {
                 let source = self.find_content(change).doing("look for the content of", path)?;
                 sources.insert((*path).clone(), source);
             }
         }
-        for (path, (transaction, change)) in goals {
-            self.applier.set_lsn(transaction.lsn);
+        self.take_moving()?;
+        for (path, target) in goals {
+            self.applier.set_lsn(target.transaction.lsn);
             let source = sources.remove(path).flatten();
-            self.one_name(transaction, change, source).doing("recover", path)?;
+            self.one_name(target, source).doing("recover", path)?;
         }
         Ok(())
     }
 
-    fn one_name(
-        &mut self,
-        transaction: &Committed<'_>,
-        change: &Change<'_>,
-        source: Option<Source>,
-    ) -> io::Result<()> {
+    /// Takes every inode that moves, and does not stand at its new name yet, into a slot: from there it goes to its name
+    /// in turn, parents before what they hold.
+    fn take_moving(&mut self) -> Result<(), Error> {
+        let changes: Vec<&'a Change<'a>> = self.goals.values().map(|target| target.change).collect();
+        let moves: Vec<(&'a Change<'a>, &'a Moved)> =
+            changes.into_iter().filter_map(|change| Some((change, change.moved()?))).collect();
+        let places = locate(self.recovery.places, &mut self.applier.parents, &moves)
+            .doing("look for what was moved in", "the root")?;
+        for ((change, moved), place) in moves.into_iter().zip(places) {
+            let Some(place) = place else { continue };
+            let is_there = self.stands_at(moved, &change.path).doing("look at", &change.path)?;
+            if is_there {
+                continue;
+            }
+            let slot = match place.slot {
+                Some(slot) => slot,
+                None => {
+                    let slot = self.new_slot();
+                    let stage = self.recovery.stage.dir();
+                    place
+                        .dir
+                        .rename(&place.name, &**stage, &slot.os_name())
+                        .doing("take out", &moved.from)?;
+                    slot
+                }
+            };
+            self.moving.insert(&change.path, slot);
+            self.applier.parents.forget();
+        }
+        Ok(())
+    }
+
+    fn stands_at(&mut self, moved: &Moved, path: &TreePath) -> io::Result<bool> {
+        let found = self.applier.parents.of(path).and_then(|parent| parent.dir.metadata(path.name()));
+        match found {
+            Ok(found) => Ok(moved.is(&found)),
+            Err(error) if is_no_directory(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn one_name(&mut self, target: Target<'a>, source: Option<Source>) -> io::Result<()> {
+        let Target { transaction, change, .. } = target;
         let examined = self.examine(change)?;
+        let source = match self.moving.get(&change.path) {
+            Some(slot) => Some(Source::Moving(slot.clone())),
+            None => source,
+        };
         let goal = match &change.after {
             After::Absent => Goal::Nothing,
             After::Dir { .. } => Goal::Directory,
-            After::File { content: Content::Inline(_), .. } => Goal::File,
+            After::Moved(_) if source.is_some() || examined.found == Found::Goal => Goal::Moved,
+            After::Moved(_) => Goal::LostMove,
+            After::Same { .. } => Goal::Same,
+            After::Symlink { .. } | After::File { content: Content::Inline(_), .. } => Goal::File,
             After::File { .. } if source.is_some() || examined.found == Found::Goal => Goal::File,
             After::File { .. } => Goal::LostFile,
         };
         let proof = self.proof(transaction, change)?;
         match decide(goal, examined.found, proof) {
-            Action::Keep => self.keep_metadata(change, &examined),
-            Action::Put | Action::Replace => self.put(change, &examined, source),
+            Action::Keep => self.keep_metadata(target, &examined),
+            Action::Put | Action::Replace => self.put(target, &examined, source),
             Action::TakeOut => self.take_out(change),
-            Action::MakeDirectory => self.make_dir(change),
+            Action::MakeDirectory => self.make_dir(target),
             Action::ReplaceByDirectory => {
                 self.take_out(change)?;
-                self.make_dir(change)
+                self.make_dir(target)
             }
             Action::Supersede => self.supersede(transaction, change, source),
             Action::Leave => {
@@ -250,13 +327,41 @@ impl<'a> Repair<'a> {
             }
             Err(error) => return Err(error),
         };
-        if metadata.kind == Kind::Dir && matches!(change.after, After::Dir { .. }) {
-            return Ok(Examined::nothing(Found::Goal));
+        let of_goal = |is_goal: bool| if is_goal { Found::Goal } else { Found::Foreign };
+        let is_moved = change.moved().map(|moved| moved.is(&metadata));
+        match metadata.kind {
+            Kind::Dir => {
+                let found = match (&change.after, is_moved) {
+                    (_, Some(true)) => Found::Goal,
+                    _ if change.before.as_ref().is_some_and(|image| image.is_directory(&metadata))
+                        && change.takes_directory() =>
+                    {
+                        Found::Ours
+                    }
+                    (After::Dir { .. }, _) => Found::Goal,
+                    _ => Found::Foreign,
+                };
+                return Examined::directory(found, dir.open_dir(name.as_ref())?);
+            }
+            Kind::Symlink => {
+                let leads_to = dir.read_link(name)?;
+                let is_goal = is_moved == Some(true)
+                    || matches!(&change.after, After::Symlink { target, .. } if *target == leads_to.as_bytes());
+                let found = match self.known.likeness(&*dir, name)? {
+                    Likeness::Image if !is_goal => Found::Ours,
+                    _ => of_goal(is_goal),
+                };
+                return Ok(Examined::nothing(found));
+            }
+            Kind::Other => return Ok(Examined::nothing(of_goal(is_moved == Some(true)))),
+            Kind::File if is_moved == Some(true) || matches!(change.after, After::Same { .. }) => {
+                let file = open_own(&*dir, name)?;
+                let attributes = Some(Attributes::of_file(&*file)?);
+                return Ok(Examined { found: Found::Goal, file: Some(file), dir: None, attributes });
+            }
+            Kind::File => {}
         }
-        if metadata.kind != Kind::File {
-            return Ok(Examined::nothing(Found::Foreign));
-        }
-        let file = dir.open_file(name, Access::Read)?;
+        let file = open_own(&*dir, name)?;
         let from_disk = file.drop_cache()?;
         let attributes = Some(Attributes::of_file(&*file)?);
         let (likeness, size, digest) = self.known.examine(&*file, &metadata)?;
@@ -276,7 +381,7 @@ impl<'a> Repair<'a> {
             Likeness::Torn => Found::Torn,
             Likeness::Foreign => Found::Foreign,
         };
-        Ok(Examined { found, file: Some(file), attributes })
+        Ok(Examined { found, file: Some(file), dir: None, attributes })
     }
 
     /// Whether the slot of the name's last change shows that it was applied.
@@ -292,6 +397,16 @@ impl<'a> Repair<'a> {
     }
 
     fn slot_holds(&self, slot: &Slot, image: &Image<'_>) -> io::Result<bool> {
+        if image.kind != Kind::File {
+            let held = self
+                .open_slot_dir(slot)?
+                .map(|dir| image.is_unchanged_at(&*self.recovery.places.vfs, &*dir, &slot.os_name()));
+            return match held {
+                Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Some(held) => held,
+                None => Ok(false),
+            };
+        }
         let Some(file) = self.open_slot(slot)? else { return Ok(false) };
         let metadata = file.metadata()?;
         if image.content == Content::Unread {
@@ -305,13 +420,18 @@ impl<'a> Repair<'a> {
     }
 
     fn open_slot(&self, slot: &Slot) -> io::Result<Option<Arc<dyn File>>> {
-        let dir = match self.recovery.places.stage.open_dir(slot.dir.as_ref()) {
-            Ok(dir) => dir,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        match dir.open_file(&slot.os_name(), Access::Read) {
+        let Some(dir) = self.open_slot_dir(slot)? else { return Ok(None) };
+        match open_own(&*dir, &slot.os_name()) {
             Ok(file) => Ok(Some(file)),
+            // What stood there before may have been a directory or a symlink, and is in the slot by now.
+            Err(error) if is_no_file(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_slot_dir(&self, slot: &Slot) -> io::Result<Option<Arc<dyn Dir>>> {
+        match self.recovery.places.stage.open_dir(slot.dir.as_ref()) {
+            Ok(dir) => Ok(Some(dir)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -319,37 +439,57 @@ impl<'a> Repair<'a> {
 
     /// The content stands at the goal. Metadata that is a mix of what we logged is brought to the goal too; anything
     /// else was set by someone since, and stays.
-    fn keep_metadata(&mut self, change: &Change<'_>, examined: &Examined) -> io::Result<()> {
-        if let (Some(file), Some(found)) = (&examined.file, &examined.attributes) {
-            let wanted = self.attributes_for(change, Some(found))?;
-            if wanted != *found {
-                wanted.set_on_file(&**file)?;
-            }
+    fn keep_metadata(&mut self, target: Target<'_>, examined: &Examined) -> io::Result<()> {
+        let Some(found) = &examined.attributes else { return Ok(()) };
+        let Some(wanted) = self.attributes_for(target, Some(found))? else { return Ok(()) };
+        if wanted == *found {
+            return Ok(());
         }
-        Ok(())
+        match (&examined.file, &examined.dir) {
+            (Some(file), _) => wanted.set_on_file(&**file),
+            (None, Some(dir)) => {
+                if (wanted.uid, wanted.gid) != (found.uid, found.gid) {
+                    dir.set_owner(wanted.uid, wanted.gid)?;
+                }
+                dir.set_mode(wanted.mode)
+            }
+            (None, None) => Ok(()),
+        }
     }
 
-    /// The attributes that the name shall have, given those found.
-    fn attributes_for(&mut self, change: &Change<'_>, found: Option<&Attributes>) -> io::Result<Attributes> {
-        let After::File { attributes: goal, .. } = &change.after else {
-            unreachable!("asked for files only")
+    /// The attributes that the name shall have, given those found; `None` for a name that shall be empty.
+    fn attributes_for(
+        &mut self,
+        target: Target<'_>,
+        found: Option<&Attributes>,
+    ) -> io::Result<Option<Attributes>> {
+        let (Some(goal), Some(found)) = (target.attributes(), found) else {
+            return Ok(target.attributes().cloned());
         };
-        let Some(found) = found else { return Ok(goal.clone()) };
+        let path = &target.change.path;
         let identity = self.recovery.places.vfs.identity()?;
         // Any transaction that has not settled may have given the file what was found.
-        if Attributes::is_mix(found, &self.logged[&change.path], &identity) {
-            return Ok(goal.clone());
+        if Attributes::is_mix(found, &self.logged[path], &identity) {
+            return Ok(Some(goal.clone()));
         }
-        self.report.metadata_kept.push(change.path.clone());
-        Ok(found.clone())
+        self.report.metadata_kept.push(path.clone());
+        Ok(Some(found.clone()))
     }
 
     /// Puts the goal at the name, from a fresh file: what stands there came out of a cache we cannot trust.
-    fn put(&mut self, change: &Change<'_>, examined: &Examined, source: Option<Source>) -> io::Result<()> {
-        let foreign = examined.found == Found::Foreign;
-        let found = examined.attributes.as_ref().filter(|_| !foreign);
-        let attributes = self.attributes_for(change, found)?;
+    fn put(&mut self, target: Target<'a>, examined: &Examined, source: Option<Source>) -> io::Result<()> {
+        let change = target.change;
+        // What was found on another kind of thing, or another inode, says nothing about this one.
+        let is_same_file = examined.found != Found::Foreign && examined.file.is_some();
+        let found = examined.attributes.as_ref().filter(|_| is_same_file && change.moved().is_none());
+        let attributes = self.attributes_for(target, found)?.expect("something shall stand there");
         let slot = match (&change.after, source) {
+            (_, Some(Source::Moving(slot))) => slot,
+            (After::Symlink { target, .. }, _) => {
+                let slot = self.new_slot();
+                self.recovery.stage.write_symlink(&slot, OsStr::from_bytes(target), &attributes)?;
+                slot
+            }
             (After::File { content: Content::Inline(bytes), .. }, _) => {
                 let slot = self.new_slot();
                 self.recovery.stage.write(&slot, bytes, &attributes)?;
@@ -384,20 +524,29 @@ impl<'a> Repair<'a> {
         let known = &self.known;
         self.applier.put(&slot, &change.path, examined.found != Found::Absent, &mut |dir, name| {
             Ok(known.likeness(dir, name)? != Likeness::Foreign)
-        })
+        })?;
+        if let Some(moved) = change.moved() {
+            self.applier.parents.forget();
+            if attributes.mode != moved.before.mode {
+                let dir = self.applier.parents.of(&change.path)?.dir;
+                dir.set_mode_of(change.path.name(), attributes.mode)?;
+            }
+        }
+        Ok(())
     }
 
     fn take_out(&mut self, change: &Change<'_>) -> io::Result<()> {
         let slot = self.new_slot();
+        self.applier.parents.forget();
         let known = &self.known;
         self.applier.take_out(&change.path, &slot, &mut |dir, name| {
             Ok(known.likeness(dir, name)? != Likeness::Foreign)
         })
     }
 
-    fn make_dir(&mut self, change: &Change<'_>) -> io::Result<()> {
-        let After::Dir { attributes } = &change.after else { unreachable!("the goal is a directory") };
-        self.applier.make_dir(&change.path, attributes)
+    fn make_dir(&mut self, target: Target<'_>) -> io::Result<()> {
+        let attributes = target.attributes().expect("the goal is a directory");
+        self.applier.make_dir(&target.change.path, attributes)
     }
 
     /// Leaves a later edit in place and keeps our content in quarantine.
@@ -408,11 +557,17 @@ impl<'a> Repair<'a> {
         source: Option<Source>,
     ) -> io::Result<()> {
         let mut kept = None;
+        if let After::Symlink { target, attributes, .. } = &change.after {
+            let slot = self.recovery.stage.new_slot();
+            self.recovery.stage.write_symlink(&slot, OsStr::from_bytes(target), attributes)?;
+            kept = Some(self.keep_ours(transaction, change, &slot)?);
+        }
         if let After::File { attributes, content, .. } = &change.after {
             let slot = self.recovery.stage.new_slot();
             let file = self.recovery.stage.create_file(&slot)?;
             match (content, source) {
                 (Content::Inline(bytes), _) => file.write_at(&[io::IoSlice::new(bytes)], 0)?,
+                (_, Some(Source::Moving(_))) => unreachable!("what moves is never superseded"),
                 (_, Some(Source::Elsewhere(from))) => drop(file.copy_from(&*from)?),
                 (_, Some(Source::OwnSlot(from))) => {
                     if let Some(from) = self.open_slot(&from)? {
@@ -423,19 +578,24 @@ impl<'a> Repair<'a> {
             }
             attributes.set_on_file(&*file)?;
             file.sync_all()?;
-            // The name says which change it is, so a second recovery finds the first one's copy and adds none.
-            let name = quarantine_name(transaction.lsn, &change.path, "ours-");
-            let stage = self.recovery.stage.dir();
-            match stage.rename(&slot.os_name(), &*self.recovery.places.quarantine, &name) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    stage.remove_file(&slot.os_name())?;
-                }
-                result => result?,
-            }
-            kept = Some(format!("quarantine/{}", name.to_string_lossy()));
+            kept = Some(self.keep_ours(transaction, change, &slot)?);
         }
         self.report.superseded.push(Superseded { path: change.path.clone(), tx: transaction.begin.tx, kept });
         Ok(())
+    }
+
+    /// Moves what a later edit replaced, built anew in the slot, to quarantine. Returns where it is kept.
+    fn keep_ours(&self, transaction: &Committed<'_>, change: &Change<'_>, slot: &Slot) -> io::Result<String> {
+        // The name says which change it is, so a second recovery finds the first one's copy and adds none.
+        let name = quarantine_name(transaction.lsn, &change.path, "ours-");
+        let stage = self.recovery.stage.dir();
+        match stage.rename(&slot.os_name(), &*self.recovery.places.quarantine, &name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                stage.remove_file(&slot.os_name())?
+            }
+            result => result?,
+        }
+        Ok(format!("quarantine/{}", name.to_string_lossy()))
     }
 
     /// Where a content by reference can be had: its own slot, or any name that the store knows.
@@ -452,7 +612,7 @@ impl<'a> Repair<'a> {
             return Ok(Some(Source::OwnSlot(slot.clone())));
         }
         if let Ok(parent) = self.applier.parents.of(&change.path)
-            && let Ok(file) = parent.dir.open_file(change.path.name(), Access::Read)
+            && let Ok(file) = open_own(&*parent.dir, change.path.name())
             && holds(&*file)?
         {
             return Ok(Some(Source::Elsewhere(file)));
@@ -466,7 +626,7 @@ impl<'a> Repair<'a> {
         }
         for path in self.goals.keys() {
             let Ok(parent) = self.applier.parents.of(path) else { continue };
-            match parent.dir.open_file(path.name(), Access::Read) {
+            match open_own(&*parent.dir, path.name()) {
                 Ok(file) if holds(&*file)? => return Ok(Some(Source::Elsewhere(file))),
                 _ => {}
             }
@@ -487,10 +647,18 @@ impl<'a> Repair<'a> {
         let dir = self.recovery.stage.dir();
         for slot in &self.own {
             let name = slot.os_name();
+            let found = dir.metadata(&name).ok();
             let result = match everything.likeness(&**dir, &name) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(error),
-                Ok(Likeness::Image | Likeness::Torn) => dir.remove_file(&name),
+                Ok(Likeness::Image | Likeness::Torn) => {
+                    match found.and_then(|found| everything.taken_directory(&found)) {
+                        Some(change) => {
+                            self.applier.clear_directory(&**dir, &name, &change.path, &change.contents)
+                        }
+                        None => dir.remove_file(&name),
+                    }
+                }
                 Ok(Likeness::Foreign) => {
                     let path = TreePath::new(&name).expect("a slot's name is a plain one");
                     self.applier.quarantine(&**dir, &name, &path)
@@ -509,4 +677,14 @@ enum Source {
     OwnSlot(Slot),
     /// Under another name, from where it is copied.
     Elsewhere(Arc<dyn File>),
+    /// In a slot: the inode that the change moves.
+    Moving(Slot),
+}
+
+/// Whether there is no regular file to open at a name.
+fn is_no_file(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidInput
+    ) || is_symlink_error(error)
 }

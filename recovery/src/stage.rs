@@ -93,6 +93,19 @@ impl Stage {
         }
     }
 
+    /// Creates the slot as a symlink, with this owner. Nothing is synced.
+    pub fn write_symlink(&self, slot: &Slot, target: &OsStr, attributes: &Attributes) -> io::Result<()> {
+        self.dir.create_symlink(&slot.os_name(), target)?;
+        if (self.fresh.uid, self.fresh.gid) == (attributes.uid, attributes.gid) {
+            return Ok(());
+        }
+        let owned = self.dir.set_owner_of(&slot.os_name(), attributes.uid, attributes.gid);
+        if owned.is_err() {
+            let _ = self.dir.remove_file(&slot.os_name());
+        }
+        owned
+    }
+
     /// Whether the file system can exchange two names, found out on two files of its own.
     pub fn probe_exchange(&self) -> io::Result<bool> {
         let (one, two) = (OsStr::new("probe-1"), OsStr::new("probe-2"));

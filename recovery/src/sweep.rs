@@ -14,7 +14,7 @@ use atomtree_vfs::{Access, Dir, Kind, Lock};
 use crate::analyze::Committed;
 use crate::apply::Applier;
 use crate::error::{Doing, Error};
-use crate::image::{Image, Slot};
+use crate::image::Slot;
 use crate::known::{Known, Likeness};
 use crate::places::Places;
 use crate::plan::Change;
@@ -29,14 +29,16 @@ pub fn discard_original(
     places: &Places,
     applier: &mut Applier<'_>,
     dir: &dyn Dir,
-    slot: &Slot,
-    path: &TreePath,
-    image: &Image<'_>,
+    change: &Change<'_>,
 ) -> io::Result<()> {
+    let (Some(image), Some(slot)) = (&change.before, &change.slot) else { return Ok(()) };
     let name = slot.os_name();
     match image.is_unchanged_at(&*places.vfs, dir, &name) {
+        Ok(true) if image.kind == Kind::Dir => {
+            applier.clear_directory(dir, &name, &change.path, &change.contents)
+        }
         Ok(true) => dir.remove_file(&name),
-        Ok(false) => applier.quarantine(dir, &name, path),
+        Ok(false) => applier.quarantine(dir, &name, &change.path),
         // A foreign content went to quarantine as soon as it came out.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -91,6 +93,14 @@ fn lock_of_dead_process(dir: &dyn Dir) -> io::Result<Option<std::sync::Arc<dyn a
     Ok(file.try_lock(Lock::Exclusive)?.then_some(file))
 }
 
+/// Unlinks what has been recognised.
+fn clear_known(dir: &dyn Dir, name: &OsStr, known: &Known<'_>, applier: &mut Applier<'_>) -> io::Result<()> {
+    match known.taken_directory(&dir.metadata(name)?) {
+        Some(change) => applier.clear_directory(dir, name, &change.path, &change.contents),
+        None => dir.remove_file(name),
+    }
+}
+
 fn sweep_file(
     places: &Places,
     dir: &dyn Dir,
@@ -106,23 +116,21 @@ fn sweep_file(
     if let Some((transaction, change)) = slot.and_then(|slot| slots.get(&slot)) {
         applier.set_lsn(transaction.lsn);
         if let Some(image) = &change.before
+            && image.kind != Kind::Dir
             && image.is_unchanged_at(&*places.vfs, dir, name)?
         {
             return dir.remove_file(name);
         }
         return match known.likeness(dir, name)? {
-            Likeness::Image | Likeness::Torn => dir.remove_file(name),
+            Likeness::Image | Likeness::Torn => clear_known(dir, name, known, applier),
             Likeness::Foreign => applier.quarantine(dir, name, &change.path),
         };
     }
     // No record names it. Staged by a commit that was never logged, it was visible to nobody. Taken out of the tree by
     // a recovery that did not finish, it may be anybody's.
-    if dir.metadata(name)?.kind == Kind::File {
-        if !is_from_recovery(name) || known.likeness(dir, name)? != Likeness::Foreign {
-            return dir.remove_file(name);
-        }
-    } else if !is_from_recovery(name) && dir.metadata(name)?.kind != Kind::Dir {
-        return dir.remove_file(name);
+    let is_dir = dir.metadata(name)?.kind == Kind::Dir;
+    if (!is_from_recovery(name) && !is_dir) || known.likeness(dir, name)? != Likeness::Foreign {
+        return clear_known(dir, name, known, applier);
     }
     let path = TreePath::new(name).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     applier.quarantine(dir, name, &path)

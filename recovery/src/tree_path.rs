@@ -58,6 +58,21 @@ impl TreePath {
     /// # Errors
     /// One [`PathError`] for each rule.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PathError> {
+        let this = Self::from_bytes_below(bytes)?;
+        // Compared without case, because in a directory that folds it `.ATOMTREE` is the store as well.
+        let first = bytes.split(|&byte| byte == b'/').next().unwrap_or_default();
+        if [STORE_DIR, STORE_DIR_NEW].iter().any(|dir| first.eq_ignore_ascii_case(dir.as_bytes())) {
+            return Err(PathError::StoreDirectory);
+        }
+        Ok(this)
+    }
+
+    /// As [`TreePath::from_bytes`], for a path that starts at a directory below the root, where nothing is the
+    /// store's.
+    ///
+    /// # Errors
+    /// As there, but for the store's directory.
+    pub fn from_bytes_below(bytes: &[u8]) -> Result<Self, PathError> {
         if bytes.is_empty() {
             return Err(PathError::Empty);
         }
@@ -70,19 +85,11 @@ impl TreePath {
         if bytes[0] == b'/' {
             return Err(PathError::Absolute);
         }
-        for (index, component) in bytes.split(|&byte| byte == b'/').enumerate() {
+        for component in bytes.split(|&byte| byte == b'/') {
             match component {
                 b"" => return Err(PathError::EmptyComponent),
                 b"." | b".." => return Err(PathError::DotComponent),
                 long if long.len() > NAME_BYTES_MAX => return Err(PathError::NameTooLong),
-                // Compared without case, because in a directory that folds it `.ATOMTREE` is the store as well.
-                own if index == 0
-                    && [STORE_DIR, STORE_DIR_NEW]
-                        .iter()
-                        .any(|dir| own.eq_ignore_ascii_case(dir.as_bytes())) =>
-                {
-                    return Err(PathError::StoreDirectory);
-                }
                 _ => {}
             }
         }
@@ -128,6 +135,22 @@ impl TreePath {
     /// As for [`TreePath::from_bytes`].
     pub fn join(&self, name: &OsStr) -> Result<Self, PathError> {
         Self::from_bytes(&[&self.0, b"/".as_slice(), name.as_bytes()].concat())
+    }
+
+    /// The path of what lies at `rest` below this one; `None` if that is too long to be a path.
+    pub fn below(&self, rest: &Self) -> Option<Self> {
+        Self::from_bytes(&[&self.0, b"/".as_slice(), &rest.0].concat()).ok()
+    }
+
+    /// What is left of this path below `above`; `None` if it does not lie below it.
+    pub fn relative_to(&self, above: &Self) -> Option<Self> {
+        let rest = self.0.strip_prefix(&*above.0)?.strip_prefix(b"/")?;
+        Some(Self(rest.into()))
+    }
+
+    /// Whether this path is `other`, or lies below it.
+    pub fn is_at_or_below(&self, other: &Self) -> bool {
+        self.0.strip_prefix(&*other.0).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
     }
 
     /// How many components it has.

@@ -139,6 +139,8 @@ pub fn is_operation(verb: Verb) -> bool {
                 | V::CreateSymlink
                 | V::SetDirMode
                 | V::SetDirOwner
+                | V::SetModeOf
+                | V::SetOwnerOf
                 | V::Rename
                 | V::RenameOver
                 | V::Exchange

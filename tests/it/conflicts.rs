@@ -63,7 +63,7 @@ const USES: &[(&str, fn(&mut Transaction) -> Result<(), atomtree::Error>)] = &[
         tx.write("copy", seen)
     }),
     ("expect", |tx| tx.expect("d/target", Expectation::Blake3(*blake3::hash(b"1").as_bytes()))),
-    ("is_present", |tx| tx.is_present("d/target").map(drop)),
+    ("exists", |tx| tx.exists("d/target").map(drop)),
     ("write", |tx| tx.write("d/target", "mine")),
     ("append", |tx| tx.append("d/target", "mine")),
     ("patch", |tx| tx.patch("d/target", 0, "mine")),
@@ -159,7 +159,7 @@ fn an_edit_before_the_first_look_is_seen_or_a_conflict() {
 #[test]
 fn absence_is_validated() {
     let uses: [fn(&mut Transaction) -> Result<(), atomtree::Error>; 5] = [
-        |tx| tx.is_present("d/new").map(drop),
+        |tx| tx.exists("d/new").map(drop),
         |tx| tx.expect("d/new", Expectation::Absent),
         |tx| tx.read("d/new").map(drop).or(Ok(())),
         |tx| tx.write("d/new", "mine"),
@@ -251,9 +251,7 @@ fn the_first_committer_wins() {
                 assert_eq!(tree(root), before);
             }
             commit(&store, |tx| {
-                ["b", "c"]
-                    .iter()
-                    .try_for_each(|name| if tx.is_present(name)? { tx.remove(name) } else { Ok(()) })
+                ["b", "c"].iter().try_for_each(|name| if tx.exists(name)? { tx.remove(name) } else { Ok(()) })
             })
             .unwrap();
         }
@@ -401,7 +399,7 @@ fn a_second_look_does_not_hide_an_edit_after_the_first() {
         for is_chmod in [false, true] {
             fs::write(&path, "1").unwrap();
             let mut tx = store.begin().unwrap();
-            assert!(tx.is_present("a").unwrap());
+            assert!(tx.exists("a").unwrap());
             assert_eq!(tx.read("a").unwrap(), b"1");
             if is_chmod {
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use atomtree::vfs::sim::{NodeBody, Sim};
 use atomtree::vfs::{Kind, Timestamp, Vfs};
 use atomtree::{Checkpoints, Inspection, Options, TreePath};
-use atomtree_recovery::image::{Attribute, Attributes, Content, Digest, Image, Slot};
+use atomtree_recovery::image::{Attribute, Attributes, Bytes, Content, Digest, Image, Slot};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::plan::{
     After, Applied, Begin, Change, Checkpoint, Commit, Payload, Plan, Record, RecordKind, TransactionId,
@@ -195,7 +195,9 @@ fn records_to_text(sim: &Sim) -> String {
         let frame = frame.unwrap();
         let place = format!("{} {} {} synced {}", frame.segment, frame.offset, frame.lsn, frame.synced_lsn);
         let record = decode(frame.lsn, frame.kind, frame.payload).unwrap();
-        writeln!(text, "{place}: {record:?}").unwrap();
+        // A directory that goes was not there yet when the store was written.
+        let record = format!("{record:?}").replace("contents: [], ", "");
+        writeln!(text, "{place}: {record}").unwrap();
     }
     text
 }
@@ -224,7 +226,14 @@ fn plan() -> Plan<'static> {
     let slot = |name: &str| Some(Slot { dir: "0123456789abcdef".into(), name: name.into() });
     let path = |path: &str| TreePath::new(path).unwrap();
     let file = |size, content| After::File { attributes: attributes(), size, content, inode: 78 };
-    let change = |at: &str, before, after, slot| Change { path: path(at), parent: 5, before, after, slot };
+    let change = |at: &str, before, after, slot| Change {
+        path: path(at),
+        parent: 5,
+        before,
+        contents: Vec::new(),
+        after,
+        slot,
+    };
     Plan {
         begin: Begin {
             tx: TransactionId(9),
@@ -236,8 +245,8 @@ fn plan() -> Plan<'static> {
             change("d", None, After::Dir { attributes: attributes() }, None),
             change(
                 "a",
-                Some(image(Content::Inline(Cow::Borrowed(b"old")))),
-                file(4, Content::Inline(Cow::Borrowed(b"new!"))),
+                Some(image(Content::Inline(Bytes::Borrowed(b"old")))),
+                file(4, Content::Inline(Bytes::Borrowed(b"new!"))),
                 slot("1"),
             ),
             change(

@@ -96,7 +96,7 @@ fn commit_until_killed(root: &Path) {
                     if n.is_multiple_of(3) {
                         // One file that all threads change; conflicts are repeated.
                         let count = store.transact(|tx| {
-                            let count: u64 = if tx.is_present("shared")? {
+                            let count: u64 = if tx.exists("shared")? {
                                 String::from_utf8(tx.read("shared")?).unwrap().parse().unwrap()
                             } else {
                                 0

@@ -10,6 +10,7 @@ mod errors;
 mod golden;
 mod kills;
 mod metadata;
+mod model;
 mod power_cuts;
 mod real_input;
 mod settled;

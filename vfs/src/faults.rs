@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use crate::sim::errno;
 use crate::sim::handles::{SimDir, SimFile};
 use crate::{
-    Access, Dir, Entry, File, FileSystem, Identity, Lock, Map, Metadata, ProcessIdentity, Timestamp, Vfs,
-    Xattr,
+    Access, Dir, DirFlags, Entry, File, FileSystem, Identity, Lock, Map, Metadata, ProcessIdentity,
+    Timestamp, Vfs, Xattr,
 };
 
 macro_rules! verbs {
@@ -69,6 +69,10 @@ verbs! {
     SetDirMode,
     /// [`Dir::set_owner`].
     SetDirOwner,
+    /// [`Dir::set_mode_of`].
+    SetModeOf,
+    /// [`Dir::set_owner_of`].
+    SetOwnerOf,
     /// [`Dir::rename`].
     Rename,
     /// [`Dir::rename_over`].
@@ -396,6 +400,8 @@ impl Dir for FaultyDir {
         DirXattrs []: fn xattrs(&self) -> io::Result<Vec<Xattr>>;
         SetDirMode []: fn set_mode(&self, mode: u32) -> io::Result<()>;
         SetDirOwner []: fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()>;
+        SetModeOf [name]: fn set_mode_of(&self, name: &OsStr, mode: u32) -> io::Result<()>;
+        SetOwnerOf [name]: fn set_owner_of(&self, name: &OsStr, uid: u32, gid: u32) -> io::Result<()>;
         RemoveFile [name]: fn remove_file(&self, name: &OsStr) -> io::Result<()>;
         RemoveDir [name]: fn remove_dir(&self, name: &OsStr) -> io::Result<()>;
         FileSystem []: fn file_system(&self) -> io::Result<FileSystem>;
@@ -406,8 +412,8 @@ impl Dir for FaultyDir {
         self.inner.check_writable()
     }
 
-    fn binds_inodes(&self) -> io::Result<bool> {
-        self.inner.binds_inodes()
+    fn flags(&self) -> io::Result<DirFlags> {
+        self.inner.flags()
     }
 
     /// Not judged either.
@@ -526,6 +532,8 @@ mod tests {
             (Verb::DirXattrs, dir.xattrs().map(drop)),
             (Verb::SetDirMode, dir.set_mode(0o755)),
             (Verb::SetDirOwner, dir.set_owner(1, 1)),
+            (Verb::SetModeOf, dir.set_mode_of(name("a"), 0o600)),
+            (Verb::SetOwnerOf, dir.set_owner_of(name("a"), 1, 1)),
             (Verb::Rename, dir.rename(name("r1"), dir, name("r2"))),
             (Verb::RenameOver, dir.rename_over(name("o1"), dir, name("o2"))),
             (Verb::Exchange, dir.exchange(name("e1"), dir, name("e2"))),

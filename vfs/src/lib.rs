@@ -89,6 +89,15 @@ pub struct Metadata {
     pub is_fixed: bool,
 }
 
+/// What the flags of a directory's inode say about the names in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirFlags {
+    /// Inodes from a directory without the same project id or encryption policy may not be renamed into it.
+    pub binds_inodes: bool,
+    /// Names that differ in case alone are the same name.
+    pub folds_case: bool,
+}
+
 /// One name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -200,7 +209,7 @@ pub trait Vfs: Send + Sync + 'static {
 ///
 /// Methods that take a second directory need one from the same [`Vfs`] and panic otherwise.
 pub trait Dir: Any + Send + Sync {
-    /// Opens the directory at `path` below this one; an empty path opens this one again.
+    /// Opens the directory at `path` below this one, however long it is; an empty path opens this one again.
     ///
     /// # Errors
     /// `ELOOP` or `ENOTDIR` when a component is a symlink, `ENOTDIR` when it is anything else, `EXDEV` when the path
@@ -245,6 +254,15 @@ pub trait Dir: Any + Send + Sync {
     /// Sets this directory's owner.
     fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()>;
 
+    /// Sets the permission bits of what stands at the name, which need not be readable.
+    ///
+    /// # Errors
+    /// `ELOOP` for a symlink, which has none; `EPERM` unless the process owns it.
+    fn set_mode_of(&self, name: &OsStr, mode: u32) -> io::Result<()>;
+
+    /// Sets the owner of what stands at the name, never following a symlink.
+    fn set_owner_of(&self, name: &OsStr, uid: u32, gid: u32) -> io::Result<()>;
+
     /// Renames; what stands at the destination stays. Atomic.
     ///
     /// # Errors
@@ -267,8 +285,8 @@ pub trait Dir: Any + Send + Sync {
     /// Those of the calls that would do it: `EACCES`, `EPERM` for an immutable or append-only directory, `EROFS`.
     fn check_writable(&self) -> io::Result<()>;
 
-    /// Whether inodes from a directory without the same project id or encryption policy may not be renamed into this one.
-    fn binds_inodes(&self) -> io::Result<bool>;
+    /// What the flags of this directory's inode say; none where the file system has none.
+    fn flags(&self) -> io::Result<DirFlags>;
 
     /// Whether this process may take away what stands at the name, given that the directory is writable: in a sticky
     /// one only the owners may.

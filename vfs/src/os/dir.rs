@@ -16,7 +16,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::file::OsFile;
 use super::{component, descriptor_path, file_system, kind, metadata_at, metadata_of, owner, xattr};
-use crate::{Access, Dir, Entry, File, FileSystem, Kind, Metadata, Xattr};
+use crate::{Access, Dir, DirFlags, Entry, File, FileSystem, Kind, Metadata, Xattr};
 
 /// Whether this process may act as the owner of files that belong to others.
 fn overrides_owners() -> bool {
@@ -24,8 +24,12 @@ fn overrides_owners() -> bool {
         .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::FOWNER))
 }
 
-/// `FS_ENCRYPT_FL`, which rustix does not name.
+/// `FS_ENCRYPT_FL` and `FS_CASEFOLD_FL`, which rustix does not name.
 const ENCRYPTED: IFlags = IFlags::from_bits_retain(0x800);
+const CASE_FOLDED: IFlags = IFlags::from_bits_retain(0x4000_0000);
+
+/// The longest path handed to the kernel at once, which takes at most 4096 bytes with the terminating zero.
+const RESOLVED_BYTES_MAX: usize = 4000;
 
 /// How often a resolution that raced with a rename or a mount is tried again before its `EAGAIN` is passed on.
 const RESOLUTIONS_MAX: usize = 128;
@@ -114,7 +118,13 @@ impl Dir for OsDir {
             return Err(Errno::XDEV.into());
         }
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        Ok(Arc::new(Self::open_with(|flags| resolve(self.fd(), path, flags))?))
+        let (mut first, mut rest) = divide(path);
+        let mut dir = Self::open_with(|flags| resolve(self.fd(), first, flags))?;
+        while let Some(path) = rest {
+            (first, rest) = divide(path);
+            dir = Self::open_with(|flags| resolve(dir.fd(), first, flags))?;
+        }
+        Ok(Arc::new(dir))
     }
 
     fn open_file(&self, name: &OsStr, access: Access) -> io::Result<Arc<dyn File>> {
@@ -207,6 +217,23 @@ impl Dir for OsDir {
         Ok(rustix::fs::chownat(self.fd(), "", uid, gid, AtFlags::EMPTY_PATH)?)
     }
 
+    fn set_mode_of(&self, name: &OsStr, mode: u32) -> io::Result<()> {
+        // Held as a mere place, because whoever may change the mode need not be allowed to read.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let name = component(name)?;
+        let found = retry_on_intr(|| rustix::fs::openat(self.fd(), name, flags, Mode::empty()))?;
+        if kind_at(found.as_fd(), OsStr::new(""))? == Kind::Symlink {
+            return Err(Errno::LOOP.into());
+        }
+        let path = descriptor_path(found.as_fd());
+        Ok(rustix::fs::chmodat(CWD, &*path, Mode::from_raw_mode(mode), AtFlags::empty())?)
+    }
+
+    fn set_owner_of(&self, name: &OsStr, uid: u32, gid: u32) -> io::Result<()> {
+        let (uid, gid) = owner(uid, gid)?;
+        Ok(rustix::fs::chownat(self.fd(), component(name)?, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
     fn rename(&self, from: &OsStr, to_dir: &dyn Dir, to: &OsStr) -> io::Result<()> {
         self.rename_with(from, to_dir, to, RenameFlags::NOREPLACE)
     }
@@ -225,11 +252,16 @@ impl Dir for OsDir {
         if self.own_metadata()?.is_fixed { Err(Errno::PERM.into()) } else { Ok(()) }
     }
 
-    fn binds_inodes(&self) -> io::Result<bool> {
+    fn flags(&self) -> io::Result<DirFlags> {
         match rustix::fs::ioctl_getflags(self.fd()) {
-            Ok(flags) => Ok(flags.intersects(IFlags::PROJECT_INHERIT | ENCRYPTED)),
+            Ok(flags) => Ok(DirFlags {
+                binds_inodes: flags.intersects(IFlags::PROJECT_INHERIT | ENCRYPTED),
+                folds_case: flags.intersects(CASE_FOLDED),
+            }),
             // No such flags here, or a directory that may be passed through but not read.
-            Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::BADF | Errno::INVAL) => Ok(false),
+            Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::BADF | Errno::INVAL) => {
+                Ok(DirFlags::default())
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -273,6 +305,20 @@ impl Dir for OsDir {
     fn as_any(&self) -> &dyn Any {
         self
     }
+}
+
+/// As much of a path as the kernel takes at once, and what is left of it.
+fn divide(path: &Path) -> (&Path, Option<&Path>) {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() <= RESOLVED_BYTES_MAX {
+        return (path, None);
+    }
+    // A component is far shorter than that, or the kernel says that it is too long.
+    let Some(at) = bytes[..RESOLVED_BYTES_MAX].iter().rposition(|&byte| byte == b'/') else {
+        return (path, None);
+    };
+    let part = |bytes| Path::new(OsStr::from_bytes(bytes));
+    (part(&bytes[..at]), Some(part(&bytes[at + 1..])))
 }
 
 fn own(dir: &dyn Dir) -> &OsDir {

@@ -15,7 +15,7 @@ use super::Sim;
 use super::errno::{self, error};
 use super::names::NameOperation;
 use super::state::{Body, Id, Inode, State};
-use crate::{Access, Dir, Entry, File, FileSystem, Kind, Lock, Map, Metadata, Timestamp, Xattr};
+use crate::{Access, Dir, DirFlags, Entry, File, FileSystem, Kind, Lock, Map, Metadata, Timestamp, Xattr};
 
 /// One open of one inode.
 struct Handle {
@@ -183,6 +183,20 @@ impl SimDir {
         )
     }
 
+    /// Changes what stands at the name, without following a symlink.
+    fn changing_inode_at(
+        &self,
+        verb: &str,
+        name: &OsStr,
+        change: impl FnOnce(&mut Inode) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let handle = self.0.sim.reading(|state| {
+            let id = state.lookup(self.0.inode, name)?;
+            Ok(Handle::open(&self.0.sim, state, id))
+        })?;
+        handle.changing(verb, change)
+    }
+
     fn changing_two(
         &self,
         verb: &str,
@@ -259,8 +273,8 @@ impl Dir for SimDir {
         Ok(())
     }
 
-    fn binds_inodes(&self) -> io::Result<bool> {
-        Ok(false)
+    fn flags(&self) -> io::Result<DirFlags> {
+        Ok(DirFlags::default())
     }
 
     fn check_removable(&self, _name: &OsStr) -> io::Result<()> {
@@ -288,6 +302,23 @@ impl Dir for SimDir {
 
     fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()> {
         self.0.changing("chown", |inode| {
+            set_owner(inode, uid, gid);
+            Ok(())
+        })
+    }
+
+    fn set_mode_of(&self, name: &OsStr, mode: u32) -> io::Result<()> {
+        self.changing_inode_at("chmod", name, |inode| match inode.body.kind() {
+            Kind::Symlink => Err(error(errno::ELOOP)),
+            _ => {
+                set_mode(inode, mode);
+                Ok(())
+            }
+        })
+    }
+
+    fn set_owner_of(&self, name: &OsStr, uid: u32, gid: u32) -> io::Result<()> {
+        self.changing_inode_at("chown", name, |inode| {
             set_owner(inode, uid, gid);
             Ok(())
         })

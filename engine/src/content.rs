@@ -1,0 +1,191 @@
+//! New contents while they wait for the commit: in memory, as edits of an existing file, or streamed into a slot.
+
+use std::io::{self, IoSlice, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use atomtree_recovery::image::{Attributes, Digest, Slot};
+use atomtree_recovery::stage::Stage;
+use atomtree_vfs::{Dir, File, Timestamp};
+
+/// Streamed contents are read in pieces of this size.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// A regular file to be written.
+#[derive(Clone)]
+pub(crate) struct NewFile {
+    /// Shared with savepoints, and copied when it is changed after one.
+    pub(crate) content: Arc<NewContent>,
+    pub(crate) attributes: Attributes,
+    /// The time of modification to carry over, for a file that was renamed.
+    pub(crate) modified: Option<Timestamp>,
+}
+
+/// A symlink to be made.
+#[derive(Clone)]
+pub(crate) struct NewSymlink {
+    pub(crate) target: Vec<u8>,
+    pub(crate) attributes: Attributes,
+}
+
+/// A file's new content.
+#[derive(Clone)]
+pub(crate) enum NewContent {
+    /// All of it, shared with the log's record.
+    Bytes(Arc<Vec<u8>>),
+    /// That of an existing file, with changes.
+    Edited(EditedFile),
+    /// In a slot already, because it may be larger than memory.
+    Streamed(Arc<StreamedFile>),
+}
+
+/// A file too large to be held in memory, and what changes in it.
+#[derive(Clone)]
+pub(crate) struct EditedFile {
+    pub(crate) base: Arc<dyn File>,
+    pub(crate) size: u64,
+    /// In order; a later one wins.
+    pub(crate) edits: Vec<(u64, Vec<u8>)>,
+}
+
+/// A content that was streamed into a slot.
+pub(crate) struct StreamedFile {
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) size: u64,
+    pub(crate) digest: Digest,
+    pub(crate) slot: StagedSlot,
+}
+
+/// A slot that nobody has seen yet. It is unlinked unless the log has come to own it.
+pub(crate) struct StagedSlot {
+    dir: Arc<dyn Dir>,
+    pub(crate) slot: Slot,
+    is_kept: AtomicBool,
+}
+
+impl StagedSlot {
+    pub(crate) fn new(stage: &Stage) -> Self {
+        Self { dir: stage.dir().clone(), slot: stage.new_slot(), is_kept: AtomicBool::new(false) }
+    }
+
+    /// From here on the log's records explain the slot, and only a checkpoint or recovery may unlink it.
+    pub(crate) fn keep(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for StagedSlot {
+    fn drop(&mut self) {
+        if !self.is_kept.load(Ordering::Relaxed) {
+            // What can't be removed now is swept at the next open.
+            let _ = self.dir.remove_file(&self.slot.os_name());
+        }
+    }
+}
+
+impl EditedFile {
+    pub(crate) fn new(base: Arc<dyn File>, size: u64) -> Self {
+        Self { base, size, edits: Vec::new() }
+    }
+}
+
+impl NewContent {
+    pub(crate) fn bytes(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self::Bytes(Arc::new(bytes)))
+    }
+
+    /// Takes everything that `source` has: in memory up to `memory_bytes_max`, beyond that in a slot. The slot's file
+    /// is not synced.
+    pub(crate) fn stream(
+        stage: &Stage,
+        source: &mut dyn Read,
+        memory_bytes_max: usize,
+        failed: &mut Failed,
+    ) -> io::Result<Arc<Self>> {
+        let mut first = Vec::new();
+        source.take(memory_bytes_max as u64 + 1).read_to_end(&mut first)?;
+        if first.len() <= memory_bytes_max {
+            return Ok(Self::bytes(first));
+        }
+        *failed = Failed::Writing;
+        let slot = StagedSlot::new(stage);
+        let file = stage.create_file(&slot.slot)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut size = 0;
+        let mut piece = first;
+        while !piece.is_empty() {
+            hasher.update(&piece);
+            file.write_at(&[IoSlice::new(&piece)], size)?;
+            size += piece.len() as u64;
+            piece.clear();
+            *failed = Failed::Reading;
+            source.take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
+            *failed = Failed::Writing;
+        }
+        let digest = Digest(*hasher.finalize().as_bytes());
+        Ok(Arc::new(Self::Streamed(Arc::new(StreamedFile { file, size, digest, slot }))))
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Edited(edited) => edited.size,
+            Self::Streamed(streamed) => streamed.size,
+        }
+    }
+
+    /// Overwrites, and extends where needed.
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
+        if let Self::Streamed(streamed) = self {
+            // The open file outlives its slot.
+            *self = Self::Edited(EditedFile::new(streamed.file.clone(), streamed.size));
+        }
+        match self {
+            Self::Bytes(content) => {
+                let content = Arc::make_mut(content);
+                let start = usize::try_from(offset).expect("checked against the content's length");
+                let end = start + bytes.len();
+                if content.len() < end {
+                    content.resize(end, 0);
+                }
+                content[start..end].copy_from_slice(bytes);
+            }
+            Self::Edited(edited) => {
+                edited.size = edited.size.max(offset + bytes.len() as u64);
+                edited.edits.push((offset, bytes.to_vec()));
+            }
+            Self::Streamed(_) => unreachable!("it has been made an edited one"),
+        }
+    }
+
+    /// All of it, in memory.
+    pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.to_vec()),
+            Self::Streamed(streamed) => streamed.file.read_all(u64::MAX),
+            Self::Edited(edited) => {
+                let mut bytes = edited.base.read_all(u64::MAX)?;
+                bytes.resize(edited.size as usize, 0);
+                for (offset, edit) in &edited.edits {
+                    bytes[*offset as usize..][..edit.len()].copy_from_slice(edit);
+                }
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Its digest.
+    pub(crate) fn digest(&self) -> io::Result<Digest> {
+        match self {
+            Self::Bytes(bytes) => Ok(Digest::of(bytes)),
+            Self::Streamed(streamed) => Ok(streamed.digest),
+            Self::Edited(_) => Ok(Digest::of(&self.read()?)),
+        }
+    }
+}
+
+/// Whose fault it was that streaming failed.
+pub(crate) enum Failed {
+    Reading,
+    Writing,
+}

@@ -1,0 +1,776 @@
+//! The tree as a transaction leaves it: which directories it knows, what stood at each name that it touched, and what
+//! shall stand there.
+//!
+//! A name is known by the directory that holds it and its last component, so two spellings of one file meet, and a
+//! directory that is renamed takes along everything that was said about it. Each directory has two paths: where it
+//! stands on disk, and where the transaction leaves it. Nothing here writes.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use atomtree_recovery::apply::{Parents, is_no_directory};
+use atomtree_recovery::image::{Attributes, Content, Image, ImageLimits};
+use atomtree_recovery::plan::Moved;
+use atomtree_recovery::tree_path::{PathError, TreePath};
+use atomtree_vfs::{Dir, Kind, Metadata, Vfs};
+
+use crate::content::{NewFile, NewSymlink};
+use crate::error::{Error, ErrorKind, OnPath};
+
+/// As many symlinks as the kernel follows in one path.
+const SYMLINKS_MAX: usize = 40;
+
+/// A directory that the transaction knows, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct DirId(usize);
+
+/// The tree's top.
+pub(crate) const ROOT: DirId = DirId(0);
+
+/// What a transaction knows of the tree, and makes of it.
+pub(crate) struct View {
+    pub(crate) parents: Parents,
+    vfs: Arc<dyn Vfs>,
+    limits: ImageLimits,
+    dirs: Vec<Directory>,
+    by_inode: HashMap<u64, DirId>,
+    /// Directories that are not gone, by the path that the transaction leaves them; the root's is empty.
+    by_path: HashMap<Box<[u8]>, DirId>,
+    /// What was read of directories that a return to a savepoint made unknown again.
+    pub(crate) kept_reads: Vec<Read>,
+}
+
+/// A directory.
+#[derive(Clone)]
+pub(crate) struct Directory {
+    /// Where it stands on disk, or would if somebody else made it; `None` where something else stands.
+    pub(crate) disk: Option<Box<[u8]>>,
+    /// Its inode number; `None` for one that the transaction makes.
+    pub(crate) inode: Option<u64>,
+    /// Where the transaction leaves it.
+    pub(crate) path: Box<[u8]>,
+    /// Whether the transaction removes it.
+    pub(crate) is_gone: bool,
+    /// Of one that the transaction makes.
+    pub(crate) made: Option<Made>,
+    /// Its new permission bits, for one that stands on disk.
+    pub(crate) mode: Option<u32>,
+    pub(crate) names: BTreeMap<OsString, Name>,
+    /// The names in it as they were listed, if the caller relies on them.
+    pub(crate) listing: Option<BTreeMap<OsString, Kind>>,
+}
+
+/// A directory that the transaction makes.
+#[derive(Clone)]
+pub(crate) struct Made {
+    pub(crate) attributes: Attributes,
+    /// In which directory it is made.
+    pub(crate) parent: DirId,
+    /// Whether it is only made because something in it needs it: then somebody else may have made it meanwhile.
+    pub(crate) is_implied: bool,
+}
+
+/// A name that the transaction has touched.
+#[derive(Clone)]
+pub(crate) struct Name {
+    /// What stood there at first sight.
+    pub(crate) original: Option<Image<'static>>,
+    /// What shall stand there.
+    pub(crate) now: Now,
+    /// Whether the caller was told of the original, or relies on it.
+    pub(crate) is_read: bool,
+    /// The new permission bits of an original that is no directory and stays.
+    pub(crate) mode: Option<u32>,
+}
+
+/// What shall stand at a name.
+#[derive(Clone)]
+pub(crate) enum Now {
+    /// What stands there.
+    Original,
+    /// Nothing.
+    Absent,
+    /// A regular file.
+    File(NewFile),
+    /// A symlink.
+    Symlink(NewSymlink),
+    /// A directory: a new one, or one that stood elsewhere.
+    Dir(DirId),
+    /// Another inode that stood elsewhere.
+    Moved {
+        moved: Box<Moved>,
+        /// Where it leads, if it is a symlink.
+        target: Option<Vec<u8>>,
+    },
+}
+
+/// A name, or a directory's names, that were read and are not changed.
+#[derive(Clone)]
+pub(crate) struct Read {
+    /// Where it stands on disk.
+    pub(crate) path: TreePath,
+    /// Inode number of the directory that holds it; 0 if there is none.
+    pub(crate) parent: u64,
+    pub(crate) seen: Seen,
+}
+
+/// What was seen.
+#[derive(Clone)]
+pub(crate) enum Seen {
+    /// What stood at the name.
+    Name(Option<Image<'static>>),
+    /// The names of the directory.
+    Listing { path: Box<[u8]>, inode: u64, names: BTreeMap<OsString, Kind> },
+}
+
+/// A name in a directory that is there, for this transaction.
+#[derive(Clone)]
+pub(crate) struct Spot {
+    pub(crate) dir: DirId,
+    pub(crate) name: OsString,
+    /// The path where the transaction leaves it.
+    pub(crate) path: TreePath,
+}
+
+/// What stands at a name, for this transaction.
+pub(crate) enum Stands<'a> {
+    Nothing,
+    /// A file that the transaction writes.
+    File(&'a NewFile),
+    /// What stands on disk, there or elsewhere, and is no directory.
+    Inode {
+        image: &'a Image<'static>,
+    },
+    /// An inode that stood elsewhere and is neither directory nor symlink.
+    Moved(&'a Moved),
+    Symlink(&'a [u8]),
+    Dir,
+}
+
+/// What comes of looking for a directory without following symlinks.
+enum Found {
+    Dir(DirId),
+    /// Nothing is there, or something that is no directory: only a walk tells which.
+    No,
+}
+
+impl View {
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, root: Arc<dyn Dir>, limits: ImageLimits) -> io::Result<Self> {
+        let mut parents = Parents::new(root)?;
+        let inode = parents.open(Path::new(""))?.metadata.inode;
+        let root = Directory::new(Some(Box::default()), Some(inode), Box::default());
+        Ok(Self {
+            parents,
+            vfs,
+            limits,
+            dirs: vec![root],
+            by_inode: HashMap::from([(inode, ROOT)]),
+            by_path: HashMap::from([(Box::default(), ROOT)]),
+            kept_reads: Vec::new(),
+        })
+    }
+
+    pub(crate) fn limits(&self) -> ImageLimits {
+        self.limits
+    }
+
+    pub(crate) fn dirs(&self) -> impl Iterator<Item = (DirId, &Directory)> {
+        self.dirs.iter().enumerate().map(|(index, dir)| (DirId(index), dir))
+    }
+
+    pub(crate) fn dir(&self, id: DirId) -> &Directory {
+        &self.dirs[id.0]
+    }
+
+    pub(crate) fn dir_mut(&mut self, id: DirId) -> &mut Directory {
+        &mut self.dirs[id.0]
+    }
+
+    /// The directory with this inode number, if it is known.
+    pub(crate) fn dir_of_inode(&self, inode: u64) -> Option<DirId> {
+        self.by_inode.get(&inode).copied()
+    }
+
+    pub(crate) fn name(&self, spot: &Spot) -> &Name {
+        &self.dir(spot.dir).names[&spot.name]
+    }
+
+    pub(crate) fn name_mut(&mut self, spot: &Spot) -> &mut Name {
+        self.dir_mut(spot.dir).names.get_mut(&spot.name).expect("it was looked at")
+    }
+
+    /// What stands at a name that was looked at.
+    pub(crate) fn stands(&self, spot: &Spot) -> Stands<'_> {
+        self.stands_in(spot.dir, &spot.name)
+    }
+
+    fn stands_in(&self, dir: DirId, name: &OsStr) -> Stands<'_> {
+        let name = &self.dir(dir).names[name];
+        match (&name.now, &name.original) {
+            (Now::Absent, _) | (Now::Original, None) => Stands::Nothing,
+            (Now::File(file), _) => Stands::File(file),
+            (Now::Symlink(link), _) => Stands::Symlink(&link.target),
+            (Now::Dir(_), _) => Stands::Dir,
+            (Now::Moved { target: Some(target), .. }, _) => Stands::Symlink(target),
+            (Now::Moved { moved, target: None }, _) => Stands::Moved(moved),
+            (Now::Original, Some(image)) => match (image.kind, &image.content) {
+                (Kind::Dir, _) => Stands::Dir,
+                (Kind::Symlink, Content::Inline(target)) => Stands::Symlink(target),
+                _ => Stands::Inode { image },
+            },
+        }
+    }
+
+    /// The spot of a path, as far as its directory is there; `None` if it isn't. Symlinks on the way are followed inside
+    /// the root; the last component is not.
+    pub(crate) fn spot(&mut self, asked: &TreePath) -> Result<Option<Spot>, Error> {
+        match self.find(parent_of(asked.as_bytes()), asked)? {
+            Found::Dir(dir) => self.spot_in(dir, asked.name()).map(Some),
+            Found::No => {
+                let canonical = self.walk(asked, Vec::new(), components(asked.as_bytes()).collect())?;
+                self.spot_of_canonical(&canonical)
+            }
+        }
+    }
+
+    fn spot_of_canonical(&mut self, path: &TreePath) -> Result<Option<Spot>, Error> {
+        match self.find(parent_of(path.as_bytes()), path)? {
+            Found::Dir(dir) => self.spot_in(dir, path.name()).map(Some),
+            Found::No => Ok(None),
+        }
+    }
+
+    /// The name in the directory, looked at.
+    pub(crate) fn spot_in(&mut self, dir: DirId, name: &OsStr) -> Result<Spot, Error> {
+        let path = self.path_in(dir, name)?;
+        self.look(dir, name, &path)?;
+        Ok(Spot { dir, name: name.to_owned(), path })
+    }
+
+    /// As [`View::spot_in`], for a name that goes along with its directory: what is in a file is not read.
+    pub(crate) fn spot_below(&mut self, dir: DirId, name: &OsStr) -> Result<Spot, Error> {
+        let limits = ImageLimits { inline_bytes: 0, digest_bytes: 0 };
+        let limits = std::mem::replace(&mut self.limits, limits);
+        let spot = self.spot_in(dir, name);
+        self.limits = limits;
+        spot
+    }
+
+    pub(crate) fn path_in(&self, dir: DirId, name: &OsStr) -> Result<TreePath, Error> {
+        let path = join(&self.dir(dir).path, name);
+        TreePath::from_bytes(&path)
+            .map_err(|source| invalid_path(Path::new(OsStr::from_bytes(&path)), source))
+    }
+
+    /// Where a final symlink leads, itself not followed any further; `None` if its directory is not there.
+    pub(crate) fn through_link(&mut self, link: &Spot, target: &[u8]) -> Result<Option<Spot>, Error> {
+        let mut done: Vec<OsString> = components(link.path.as_bytes()).collect();
+        done.pop();
+        let mut rest = VecDeque::new();
+        splice(&link.path, target, &mut rest)?;
+        let canonical = self.walk(&link.path, done, rest)?;
+        self.spot_of_canonical(&canonical)
+    }
+
+    /// The deepest directory on the way to a path that is there, and the components that are missing below it, the
+    /// last one of the path included. To be asked after [`View::spot`] found none.
+    pub(crate) fn deepest(&mut self, asked: &TreePath) -> Result<(DirId, Vec<OsString>), Error> {
+        let path = self.walk(asked, Vec::new(), components(asked.as_bytes()).collect())?;
+        let parts: Vec<OsString> = components(path.as_bytes()).collect();
+        let mut deepest = ROOT;
+        for (index, part) in parts.iter().enumerate() {
+            match self.child(deepest, part, asked)? {
+                Some(child) => deepest = child,
+                None => return Ok((deepest, parts[index..].to_vec())),
+            }
+        }
+        Ok((deepest, Vec::new()))
+    }
+
+    /// The directory at a name of a directory; `None` if none stands there.
+    pub(crate) fn child(
+        &mut self,
+        dir: DirId,
+        name: &OsStr,
+        asked: &TreePath,
+    ) -> Result<Option<DirId>, Error> {
+        let path = join(&self.dir(dir).path, name);
+        match self.find(&path, asked)? {
+            Found::Dir(dir) => Ok(Some(dir)),
+            Found::No => Ok(None),
+        }
+    }
+
+    /// The directory at a path without symlinks.
+    fn find(&mut self, path: &[u8], asked: &TreePath) -> Result<Found, Error> {
+        if let Some(id) = self.by_path.get(path) {
+            return Ok(Found::Dir(*id));
+        }
+        let mut above = path;
+        let known = loop {
+            above = parent_of(above);
+            if let Some(id) = self.by_path.get(above) {
+                break *id;
+            }
+        };
+        let rest = if above.is_empty() { path } else { &path[above.len() + 1..] };
+        let first = OsStr::from_bytes(rest.split(|&byte| byte == b'/').next().unwrap_or_default());
+        let directory = self.dir(known);
+        // What the transaction says of the name comes before what stands on disk.
+        let is_taken = directory.names.get(first).is_some_and(|name| match (&name.now, &name.original) {
+            (Now::Original, Some(image)) => image.kind != Kind::Dir,
+            _ => true,
+        });
+        let Some(disk) = directory.disk.as_ref().filter(|_| directory.inode.is_some() && !is_taken) else {
+            return Ok(Found::No);
+        };
+        let disk = join(disk, OsStr::from_bytes(rest));
+        let found = match self.parents.open(Path::new(OsStr::from_bytes(&disk))) {
+            Ok(parent) => parent.metadata,
+            Err(error) if is_no_directory(&error) => return Ok(Found::No),
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                let reason = "it leads to another file system; open a store there";
+                return Err(Error::refused(ErrorKind::CrossDevice, asked.as_path(), reason));
+            }
+            Err(error) => return Err(error).on("open the directory of", asked.as_path()),
+        };
+        Ok(Found::Dir(self.adopt(path, disk, &found)))
+    }
+
+    /// Takes a directory on disk into the view.
+    fn adopt(&mut self, path: &[u8], disk: Vec<u8>, found: &Metadata) -> DirId {
+        if let Some(id) = self.by_inode.get(&found.inode) {
+            // Another spelling of one that is known, in a directory that folds case.
+            return *id;
+        }
+        let id = DirId(self.dirs.len());
+        self.dirs.push(Directory::new(Some(disk.into()), Some(found.inode), path.into()));
+        self.by_inode.insert(found.inode, id);
+        self.by_path.insert(path.into(), id);
+        id
+    }
+
+    /// Goes on from the canonical directory `done`, one component of `rest` after another, following symlinks that are
+    /// not the last component. Returns the canonical path.
+    fn walk(
+        &mut self,
+        asked: &TreePath,
+        mut done: Vec<OsString>,
+        mut rest: VecDeque<OsString>,
+    ) -> Result<TreePath, Error> {
+        let mut links = 0;
+        while let Some(component) = rest.pop_front() {
+            match component.as_bytes() {
+                b"." => continue,
+                b".." => {
+                    if done.pop().is_none() {
+                        return Err(outside(asked));
+                    }
+                    continue;
+                }
+                _ => done.push(component),
+            }
+            if rest.is_empty() {
+                break;
+            }
+            let path = canonical(asked, &done)?;
+            let Found::Dir(dir) = self.find(parent_of(path.as_bytes()), asked)? else { continue };
+            if let Found::Dir(_) = self.find(path.as_bytes(), asked)? {
+                continue;
+            }
+            match self.stands_quietly(dir, path.name(), &path)? {
+                Quiet::Nothing => {}
+                Quiet::Symlink(target) => {
+                    links += 1;
+                    if links > SYMLINKS_MAX {
+                        let reason = "too many symlinks lead to it, or they lead in a circle";
+                        return Err(Error::refused(ErrorKind::InvalidPath, asked.as_path(), reason));
+                    }
+                    done.pop();
+                    splice(asked, &target, &mut rest)?;
+                }
+                Quiet::Other => {
+                    let reason = format!("{path} is not a directory");
+                    return Err(Error::refused(ErrorKind::NotADirectory, asked.as_path(), reason));
+                }
+            }
+        }
+        canonical(asked, &done)
+    }
+
+    /// What stands at a name on the way to another, without taking note of it.
+    fn stands_quietly(&mut self, dir: DirId, name: &OsStr, path: &TreePath) -> Result<Quiet, Error> {
+        if self.dir(dir).names.contains_key(name) {
+            return Ok(match self.stands_in(dir, name) {
+                Stands::Nothing | Stands::Dir => Quiet::Nothing,
+                Stands::Symlink(target) => Quiet::Symlink(target.to_vec()),
+                Stands::File(_) | Stands::Inode { .. } | Stands::Moved(_) => Quiet::Other,
+            });
+        }
+        let Some(disk) = self.handle(dir)? else { return Ok(Quiet::Nothing) };
+        match disk.metadata(name) {
+            Ok(found) if found.kind == Kind::Symlink => {
+                let target = disk.read_link(name).on("read the symlink", path.as_path())?;
+                Ok(Quiet::Symlink(target.as_bytes().to_vec()))
+            }
+            Ok(found) if found.kind == Kind::Dir => Ok(Quiet::Nothing),
+            Ok(_) => Ok(Quiet::Other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Quiet::Nothing),
+            Err(error) => Err(error).on("look at", path.as_path()),
+        }
+    }
+
+    /// The directory on disk, open; `None` for one that the transaction makes.
+    pub(crate) fn handle(&mut self, id: DirId) -> Result<Option<Arc<dyn Dir>>, Error> {
+        let Directory { disk: Some(disk), inode: Some(_), .. } = &self.dirs[id.0] else { return Ok(None) };
+        let disk = Path::new(OsStr::from_bytes(disk));
+        match self.parents.open(disk) {
+            Ok(parent) => Ok(Some(parent.dir)),
+            Err(error) if is_no_directory(&error) => {
+                Err(Error::conflict(disk, "it was moved or removed since the transaction first looked"))
+            }
+            Err(error) => Err(error).on("open", disk),
+        }
+    }
+
+    /// Takes an image of what stands at a name on disk, once.
+    fn look(&mut self, dir: DirId, name: &OsStr, path: &TreePath) -> Result<(), Error> {
+        if self.dir(dir).names.contains_key(name) {
+            return Ok(());
+        }
+        let limits = self.limits;
+        let original = match self.handle(dir)? {
+            Some(disk) => {
+                let image = Image::capture(&*self.vfs, &*disk, name, limits).on("look at", path.as_path())?;
+                if let Some(image) = &image {
+                    check_mount(&*disk, image, path)?;
+                }
+                image
+            }
+            None => None,
+        };
+        self.dir_mut(dir).names.insert(name.to_owned(), Name::new(original));
+        Ok(())
+    }
+
+    /// The directory that stands at a spot.
+    pub(crate) fn dir_at(&mut self, spot: &Spot) -> Result<DirId, Error> {
+        let not_there =
+            || Error::conflict(spot.path.as_path(), "it was replaced while the transaction looked");
+        self.child(spot.dir, &spot.name, &spot.path)?.ok_or_else(not_there)
+    }
+
+    /// Puts a new directory at a spot where nothing stands.
+    pub(crate) fn make_dir(&mut self, spot: &Spot, attributes: Attributes, is_implied: bool) -> DirId {
+        let above = self.dir(spot.dir);
+        // What stood on disk was removed or moved away, and is not what this one would be.
+        let is_free = self.name(spot).original.is_none();
+        let disk = above.disk.as_ref().filter(|_| is_free).map(|disk| join(disk, &spot.name).into());
+        let mut directory = Directory::new(disk, None, spot.path.as_bytes().into());
+        directory.made = Some(Made { attributes, parent: spot.dir, is_implied });
+        let id = DirId(self.dirs.len());
+        self.dirs.push(directory);
+        self.by_path.insert(spot.path.as_bytes().into(), id);
+        self.name_mut(spot).now = Now::Dir(id);
+        id
+    }
+
+    /// Every name in a directory, with its kind, as the transaction leaves it; sorted.
+    pub(crate) fn list(&mut self, id: DirId) -> Result<BTreeMap<OsString, Kind>, Error> {
+        let mut names = self.list_disk(id)?;
+        let known: Vec<OsString> = self.dir(id).names.keys().cloned().collect();
+        for name in known {
+            let kind = match self.stands_in(id, &name) {
+                Stands::Nothing => None,
+                Stands::File(_) => Some(Kind::File),
+                Stands::Symlink(_) => Some(Kind::Symlink),
+                Stands::Dir => Some(Kind::Dir),
+                Stands::Inode { image } => Some(image.kind),
+                Stands::Moved(moved) => Some(moved.kind),
+            };
+            match kind {
+                Some(kind) => drop(names.insert(name, kind)),
+                None => drop(names.remove(&name)),
+            }
+        }
+        Ok(names)
+    }
+
+    /// Every name in a directory on disk. The store's own directory is nobody's business.
+    pub(crate) fn list_disk(&mut self, id: DirId) -> Result<BTreeMap<OsString, Kind>, Error> {
+        let Some(disk) = self.handle(id)? else { return Ok(BTreeMap::new()) };
+        list_of(&*disk, id == ROOT).on("list", Path::new(OsStr::from_bytes(&self.dir(id).path)))
+    }
+
+    /// Moves the directory at `from` to `to`, with everything known below it.
+    pub(crate) fn move_dir(&mut self, from: &Spot, to: &Spot) -> Result<(), Error> {
+        let id = self.dir_at(from)?;
+        self.name_mut(from).now = Now::Absent;
+        let stays = self
+            .name(to)
+            .original
+            .as_ref()
+            .is_some_and(|image| image.kind == Kind::Dir && self.dir(id).inode == Some(image.inode));
+        self.name_mut(to).now = if stays { Now::Original } else { Now::Dir(id) };
+        if self.dir(id).made.is_some() {
+            self.move_place(id, to);
+        }
+        for directory in self.dirs.iter_mut().filter(|directory| !directory.is_gone) {
+            let rest = directory.path.strip_prefix(from.path.as_bytes());
+            if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest[0] == b'/') {
+                directory.path = [to.path.as_bytes(), rest].concat().into();
+            }
+        }
+        self.index();
+        Ok(())
+    }
+
+    /// Notes where on disk somebody else would have to make a directory that the transaction makes, and now elsewhere.
+    fn move_place(&mut self, id: DirId, to: &Spot) {
+        let is_free = self.name(to).original.is_none();
+        let above = self.dir(to.dir).disk.clone().filter(|_| is_free);
+        let new = above.map(|disk| join(&disk, &to.name));
+        if let Some(made) = &mut self.dir_mut(id).made {
+            made.parent = to.dir;
+        }
+        let Some(old) = self.dir(id).disk.clone() else { return };
+        for directory in self.dirs.iter_mut().filter(|directory| directory.made.is_some()) {
+            let rest = directory.disk.as_ref().and_then(|disk| disk.strip_prefix(&*old));
+            if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest[0] == b'/') {
+                directory.disk = new.as_ref().map(|new| [new, rest].concat().into());
+            }
+        }
+    }
+
+    /// Notes that a directory is removed.
+    pub(crate) fn remove_dir(&mut self, spot: &Spot) -> Result<(), Error> {
+        let id = self.dir_at(spot)?;
+        self.dir_mut(id).is_gone = true;
+        self.by_path.remove(&*self.dirs[id.0].path);
+        self.name_mut(spot).now = Now::Absent;
+        Ok(())
+    }
+
+    fn index(&mut self) {
+        self.by_path = self
+            .dirs()
+            .filter(|(_, directory)| !directory.is_gone)
+            .map(|(id, directory)| (directory.path.clone(), id))
+            .collect();
+    }
+
+    /// Everything that was logged or can be of a directory that goes, by path below it.
+    ///
+    /// `moved` are the inodes of [`View::moved_inodes`].
+    pub(crate) fn contents(&self, id: DirId, moved: &HashSet<u64>) -> Vec<(TreePath, Image<'static>)> {
+        let mut contents = Vec::new();
+        let mut unseen = vec![(id, Vec::new())];
+        while let Some((id, prefix)) = unseen.pop() {
+            for (name, entry) in &self.dir(id).names {
+                let Some(image) = entry.original.as_ref().filter(|_| !self.has_left(entry, moved)) else {
+                    continue;
+                };
+                let path = join(&prefix, name);
+                if let Some(child) = self.dir_of_inode(image.inode).filter(|_| image.kind == Kind::Dir) {
+                    unseen.push((child, path.clone()));
+                }
+                let path = TreePath::from_bytes_below(&path).expect("it was listed on disk");
+                contents.push((path, image.clone()));
+            }
+        }
+        contents.sort_by(|one, other| one.0.cmp(&other.0));
+        contents
+    }
+
+    /// Whether what stood at a name stands elsewhere when the transaction is through.
+    pub(crate) fn has_left(&self, name: &Name, moved: &HashSet<u64>) -> bool {
+        let Some(original) = &name.original else { return false };
+        if original.kind != Kind::Dir {
+            return !matches!(name.now, Now::Original) && moved.contains(&original.inode);
+        }
+        match (self.dir_of_inode(original.inode), &name.now) {
+            (Some(_), Now::Original) | (None, _) => false,
+            (Some(id), _) => !self.dir(id).is_gone,
+        }
+    }
+
+    /// The inodes, other than directories, that get another name.
+    pub(crate) fn moved_inodes(&self) -> HashSet<u64> {
+        let names =
+            self.dirs.iter().filter(|directory| !directory.is_gone).flat_map(|dir| dir.names.values());
+        names
+            .filter_map(|name| match &name.now {
+                Now::Moved { moved, .. } => Some(moved.inode),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// What can be returned to.
+    pub(crate) fn save(&self) -> Saved {
+        Saved { dirs: self.dirs.clone() }
+    }
+
+    /// Forgets what was to be changed since, but not what was read: the caller may have decided by it.
+    pub(crate) fn return_to(&mut self, saved: &Saved) {
+        let since = std::mem::replace(&mut self.dirs, saved.dirs.clone());
+        for (index, later) in since.into_iter().enumerate() {
+            let Some(directory) = self.dirs.get_mut(index) else {
+                self.kept_reads.extend(later.into_reads());
+                continue;
+            };
+            directory.listing = directory.listing.take().or(later.listing);
+            for (name, entry) in later.names {
+                let fresh = Name { now: Now::Original, mode: None, ..entry.clone() };
+                let kept = directory.names.entry(name).or_insert(fresh);
+                kept.is_read |= entry.is_read;
+                kept.original = entry.original;
+            }
+        }
+        self.by_inode = self.dirs().filter_map(|(id, directory)| Some((directory.inode?, id))).collect();
+        self.index();
+    }
+}
+
+/// A state of a view.
+#[derive(Clone)]
+pub(crate) struct Saved {
+    dirs: Vec<Directory>,
+}
+
+/// What stands on the way to another name.
+enum Quiet {
+    /// Nothing, or a directory.
+    Nothing,
+    Symlink(Vec<u8>),
+    Other,
+}
+
+impl Directory {
+    fn new(disk: Option<Box<[u8]>>, inode: Option<u64>, path: Box<[u8]>) -> Self {
+        Self {
+            disk,
+            inode,
+            path,
+            is_gone: false,
+            made: None,
+            mode: None,
+            names: BTreeMap::new(),
+            listing: None,
+        }
+    }
+
+    /// Where a name of the directory stands on disk, or would.
+    pub(crate) fn disk_path(&self, name: &OsStr) -> Option<TreePath> {
+        TreePath::from_bytes(&join(self.disk.as_ref()?, name)).ok()
+    }
+
+    /// What was read in the directory, and of it.
+    pub(crate) fn into_reads(self) -> Vec<Read> {
+        let parent = self.inode.unwrap_or(0);
+        let mut reads = Vec::new();
+        for (name, entry) in &self.names {
+            if let Some(path) = self.disk_path(name).filter(|_| entry.is_read) {
+                reads.push(Read { path, parent, seen: Seen::Name(entry.original.clone()) });
+            }
+        }
+        reads.extend(self.listing_read());
+        reads
+    }
+
+    /// The names as they were listed, if they were.
+    pub(crate) fn listing_read(&self) -> Option<Read> {
+        let (names, disk, inode) = (self.listing.clone()?, self.disk.clone()?, self.inode?);
+        // The root has no path; nothing is looked up by this one.
+        let path =
+            TreePath::from_bytes(&disk).or_else(|_| TreePath::from_bytes(b"root")).expect("it is a name");
+        Some(Read { path, parent: inode, seen: Seen::Listing { path: disk, inode, names } })
+    }
+}
+
+impl Name {
+    fn new(original: Option<Image<'static>>) -> Self {
+        Self { original, now: Now::Original, is_read: false, mode: None }
+    }
+}
+
+/// Refuses what is a file system of its own.
+fn check_mount(dir: &dyn Dir, image: &Image<'_>, path: &TreePath) -> Result<(), Error> {
+    let above = dir.own_metadata().on("look at the directory of", path.as_path())?;
+    if image.mount != above.mount {
+        let reason = "something is mounted there, and a mount point can't be exchanged; unmount it first";
+        return Err(Error::refused(ErrorKind::MountPoint, path.as_path(), reason));
+    }
+    if image.kind == Kind::Dir
+        && dir.metadata(path.name()).on("look at", path.as_path())?.device != above.device
+    {
+        let reason = "it is a file system of its own, a btrfs subvolume for instance; open a store there";
+        return Err(Error::refused(ErrorKind::CrossDevice, path.as_path(), reason));
+    }
+    Ok(())
+}
+
+/// Every name in a directory, with its kind; without the store's own in the root.
+pub(crate) fn list_of(dir: &dyn Dir, is_root: bool) -> io::Result<BTreeMap<OsString, Kind>> {
+    let is_ours =
+        |name: &OsStr| is_root && TreePath::from_bytes(name.as_bytes()) == Err(PathError::StoreDirectory);
+    let mut names = BTreeMap::new();
+    for entry in dir.list()? {
+        if is_ours(&entry.name) {
+            continue;
+        }
+        let kind = match entry.kind {
+            // Some file systems do not say.
+            Kind::Other => match dir.metadata(&entry.name) {
+                Ok(found) => found.kind,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            },
+            kind => kind,
+        };
+        names.insert(entry.name, kind);
+    }
+    Ok(names)
+}
+
+fn parent_of(path: &[u8]) -> &[u8] {
+    &path[..path.iter().rposition(|&byte| byte == b'/').unwrap_or(0)]
+}
+
+fn join(dir: &[u8], name: &OsStr) -> Vec<u8> {
+    if dir.is_empty() { name.as_bytes().to_vec() } else { [dir, b"/", name.as_bytes()].concat() }
+}
+
+fn components(bytes: &[u8]) -> impl Iterator<Item = OsString> {
+    bytes
+        .split(|&byte| byte == b'/')
+        .filter(|part| !part.is_empty())
+        .map(|part| OsStr::from_bytes(part).to_owned())
+}
+
+fn splice(asked: &TreePath, target: &[u8], rest: &mut VecDeque<OsString>) -> Result<(), Error> {
+    if target.starts_with(b"/") {
+        return Err(outside(asked));
+    }
+    for component in components(target).collect::<Vec<_>>().into_iter().rev() {
+        rest.push_front(component);
+    }
+    Ok(())
+}
+
+fn canonical(asked: &TreePath, components: &[OsString]) -> Result<TreePath, Error> {
+    let bytes = components.iter().map(|component| component.as_bytes()).collect::<Vec<_>>().join(&b'/');
+    TreePath::from_bytes(&bytes).map_err(|source| invalid_path(asked.as_path(), source))
+}
+
+pub(crate) fn invalid_path(path: impl AsRef<Path>, source: PathError) -> Error {
+    Error::InvalidPath { path: path.as_ref().to_owned(), source }
+}
+
+fn outside(asked: &TreePath) -> Error {
+    Error::refused(ErrorKind::InvalidPath, asked.as_path(), "a symlink on the way leads outside the root")
+}
