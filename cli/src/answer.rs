@@ -124,6 +124,19 @@ struct Refusal<'a> {
     message: &'a str,
 }
 
+/// A refusal that says which store it is about.
+#[derive(Serialize)]
+struct RefusalAt<'a> {
+    root: JsonPath,
+    #[serde(flatten)]
+    refusal: Refusal<'a>,
+}
+
+/// The line that says why the store at `root` was not served.
+pub(crate) fn refusal_at(root: &std::path::Path, failure: &Failure) -> String {
+    json(&RefusalAt { root: JsonPath::from(root), refusal: Refusal::new(None, failure) })
+}
+
 /// The line that answers a document, and the exit status that goes with it.
 pub(crate) fn answer(asked: &Asked, result: &Result<Done, Failure>) -> (String, u8) {
     match result {
@@ -133,13 +146,14 @@ pub(crate) fn answer(asked: &Asked, result: &Result<Done, Failure>) -> (String, 
 }
 
 fn refusal(asked: Option<&Asked>, failure: &Failure) -> String {
-    json(&Refusal {
-        asked,
-        ok: false,
-        error: failure.kind.code(),
-        path: failure.path.as_deref().map(JsonPath::from),
-        message: &failure.message,
-    })
+    json(&Refusal::new(asked, failure))
+}
+
+impl<'a> Refusal<'a> {
+    fn new(asked: Option<&'a Asked>, failure: &'a Failure) -> Self {
+        let path = failure.path.as_deref().map(JsonPath::from);
+        Self { asked, ok: false, error: failure.kind.code(), path, message: &failure.message }
+    }
 }
 
 /// One line of JSON.
@@ -153,8 +167,32 @@ pub(crate) fn report(common: &Common, failure: &Failure) -> u8 {
     if common.json {
         return print(&refusal(None, failure)).map_or(1, |()| status);
     }
-    complain(&failure.message);
+    tell(failure);
     status
+}
+
+/// Tells people why something was not done, and what they can do where the library's words don't name the command.
+pub(crate) fn tell(failure: &Failure) {
+    complain(&failure.message);
+    if let Some(remedy) = remedy(failure.kind) {
+        complain(remedy);
+    }
+}
+
+fn remedy(kind: ErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        ErrorKind::Corrupt => {
+            "`atomtree verify` lists everything that is damaged, and a backup of the store can replace it"
+        }
+        ErrorKind::NoSpace => {
+            "free some space on the file system, or give the log more room with --log-bytes-max if it is too small"
+        }
+        ErrorKind::CommittedNotApplied => "when that is mended, `atomtree recover` finishes the transaction",
+        ErrorKind::OutcomeUnknown | ErrorKind::Poisoned => {
+            "`atomtree recover` opens the store again, and `atomtree log` then shows what was committed"
+        }
+        _ => return None,
+    })
 }
 
 /// Says something on standard error. That it could not be said can't be said either.

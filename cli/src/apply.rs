@@ -4,7 +4,7 @@
 //! `expect` did not find will not come back by trying, and ends it at once.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use atomtree::{Error, ErrorKind, Expectation, Receipt, Store, Transaction};
 
-use crate::answer::{Asked, Done, Failure, answer, complain, exit_status, print};
-use crate::arguments::{Common, Durability, HardLinks, Policies, StoreFlags, Symlinks};
+use crate::answer::{self, Asked, Done, Failure, answer, complain, exit_status, print};
+use crate::arguments::{Common, Durability, HardLinks, Policies, Symlinks};
 use crate::document::{Content, Document, Expected, Op};
-use crate::text::{counted, printable};
+use crate::progress::Progress;
+use crate::store_flags::StoreFlags;
+use crate::text::{counted, printable, span_of_ms};
 
 /// Runs `atomtree apply`.
 pub(crate) fn apply(
@@ -24,20 +26,26 @@ pub(crate) fn apply(
     policies: Policies,
     file: &Path,
 ) -> Result<u8, Failure> {
+    // Whoever types the document needs the line.
+    let is_typed = file == Path::new("-") && io::stdin().is_terminal();
+    let progress = Progress::unless(is_typed, "reading the document");
     let text = read_document(file)?;
     let mut asked = Asked::Line(1);
     // The document is read before the store is opened: one that can't be read makes no store.
     let opened = Document::parse(&text).and_then(|mut document| {
         asked = document.id.take().map_or(Asked::Line(1), Asked::Id);
+        progress.say("opening the store");
         Ok((document, flags.set_on(common.options()).open(&common.root)?))
     });
     drop(text);
     let (result, store) = match opened {
         Ok((document, store)) => {
+            progress.say("carrying out the transaction");
             (carry_out(&store, &Turns::default(), &document, policies, asked.clone()), Some(store))
         }
         Err(failure) => (Err(failure), None),
     };
+    drop(progress);
     let status = if common.json {
         let (line, status) = answer(&asked, &result);
         print(&line)?;
@@ -58,21 +66,30 @@ fn read_document(file: &Path) -> Result<Vec<u8>, Failure> {
     } else {
         (fs::read(file), file.display().to_string())
     };
-    read.map_err(|error| Failure::of_io(&format!("read the document {name}"), &error))
+    read.map_err(|error| {
+        let failure = Failure::of_io(&format!("read the document {name}"), &error);
+        match error.kind() {
+            io::ErrorKind::NotFound => {
+                Failure { message: failure.message + "; `-` stands for standard input", ..failure }
+            }
+            _ => failure,
+        }
+    })
 }
 
 fn tell(result: &Result<Done, Failure>) -> Result<u8, Failure> {
     let done = match result {
         Ok(done) => done,
         Err(failure) => {
-            complain(&failure.message);
+            answer::tell(failure);
             return Ok(exit_status(failure.kind));
         }
     };
     let mut lines = vec![match done.files {
         0 => "nothing to change".to_owned(),
         files => {
-            format!("transaction {}: {} changed in {} ms", done.tx, counted(files as u64, "name"), done.ms)
+            let (files, took) = (counted(files as u64, "name"), span_of_ms(done.ms));
+            format!("transaction {}: {files} changed in {took}", done.tx)
         }
     }];
     lines.extend(done.displaced.iter().map(|displaced| {

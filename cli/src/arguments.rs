@@ -9,9 +9,13 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use atomtree::Options;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::answer::Failure;
+use crate::color;
+use crate::store_flags::StoreFlags;
 
 /// Changes many ordinary files atomically and durably.
 ///
@@ -41,6 +45,9 @@ pub(crate) struct Common {
     /// Let root act on a store that belongs to this user
     #[arg(long, value_name = "UID", global = true)]
     pub(crate) allow_owner: Option<u32>,
+    /// When to color what people read; the variable `NO_COLOR` turns it off too
+    #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
+    color: ColorChoice,
 }
 
 #[derive(Subcommand)]
@@ -82,14 +89,22 @@ pub(crate) enum Command {
     },
     /// Check the store, changing nothing
     Verify,
+    /// Count what the history adds up to and what the store takes
+    Stats,
     /// Finish what a crash interrupted; without a store there is nothing to do, and none is made
     Recover {
-        /// Accept a store with unsettled transactions although it was copied or restored
-        #[arg(long)]
-        adopt: bool,
+        /// Recover every store at or below these directories instead, one after the other; symlinks are not followed,
+        /// other file systems not entered. Exits with the highest status of all
+        #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with = "adopt")]
+        all: Vec<PathBuf>,
+        #[command(flatten)]
+        store: StoreFlags,
     },
     /// Make everything committed so far durable in place; without a store there is nothing to do
-    Checkpoint,
+    Checkpoint {
+        #[command(flatten)]
+        store: StoreFlags,
+    },
     /// Kill a writer again and again on a scratch tree, check every recovery, then measure speed
     Demo {
         /// Where the scratch tree is made; the root by default
@@ -99,17 +114,21 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", default_value = "20")]
         rounds: u32,
     },
+    /// Print what makes a shell complete this command line
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page.
+    #[command(hide = true)]
+    Man {
+        /// Write the page of the program and of each command into this directory instead
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// The writer that the demo kills.
     #[command(hide = true)]
     DemoWriter,
-}
-
-/// How a store is opened for writing.
-#[derive(Args)]
-pub(crate) struct StoreFlags {
-    /// Length of a log segment, fixed when the store is created: 65536 to 1073741824, a multiple of 4096
-    #[arg(long, value_name = "BYTES")]
-    segment_bytes: Option<u64>,
 }
 
 /// What documents mean unless they say otherwise.
@@ -158,7 +177,37 @@ pub(crate) enum Durability {
     Settled,
 }
 
+impl Arguments {
+    /// Reads the command line; misuse ends the process.
+    pub(crate) fn read() -> Self {
+        // Clap colors its own messages, and has to know before it has read the flag that says how.
+        let words = || std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+        let joined = words().find_map(|word| word.strip_prefix("--color=").map(str::to_owned));
+        let choice = joined
+            .or_else(|| words().skip_while(|word| word != "--color").nth(1))
+            .and_then(|word| word.parse().ok());
+        let mut command = Self::command().color(choice.unwrap_or_default());
+        let matches = command.get_matches_mut();
+        // Of a global flag before the command, clap's rules for the command's flags know nothing.
+        let has_root = matches.value_source("root") == Some(ValueSource::CommandLine);
+        if has_root && matches.subcommand().is_some_and(|(_, recover)| has_all(recover)) {
+            let message = "the argument '--all <DIR>...' cannot be used with '--root <DIR>'";
+            command.error(clap::error::ErrorKind::ArgumentConflict, message).exit();
+        }
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+fn has_all(command: &ArgMatches) -> bool {
+    matches!(command.try_get_many::<PathBuf>("all"), Ok(Some(_)))
+}
+
 impl Common {
+    /// Whether what people read on standard output is colored.
+    pub(crate) fn is_colored(&self) -> bool {
+        color::is_wanted(self.color)
+    }
+
     /// How this command line opens a store.
     pub(crate) fn options(&self) -> Options {
         match self.allow_owner {
@@ -178,19 +227,10 @@ impl Common {
         match fs::read_dir(&self.root) {
             Ok(_) => Ok(()),
             Err(error) => {
-                let failure = Failure::of_io(&format!("open {}", self.root.display()), &error);
+                let what = format!("open the root {} (see --root)", self.root.display());
+                let failure = Failure::of_io(&what, &error);
                 Err(Failure { path: Some(self.root.clone()), ..failure })
             }
-        }
-    }
-}
-
-impl StoreFlags {
-    pub(crate) fn set_on(&self, options: Options) -> Options {
-        match self.segment_bytes {
-            // The log's bound counts at least three segments, and the default one would refuse large segments.
-            Some(bytes) => options.segment_bytes(bytes).log_bytes_max(bytes.saturating_mul(3).max(256 << 20)),
-            None => options,
         }
     }
 }
@@ -201,6 +241,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        <Arguments as clap::CommandFactory>::command().debug_assert();
+        Arguments::command().debug_assert();
     }
 }

@@ -3,9 +3,9 @@
 //! Nothing is held back: neither does an answer wait for more input, nor input for more answers than there are jobs. So
 //! at most one line a job, and one that has just been read, are in memory.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -14,9 +14,11 @@ use atomtree::{ErrorKind, Store};
 
 use crate::answer::{Asked, Done, Failure, answer};
 use crate::apply::{Turns, carry_out, close};
-use crate::arguments::{Common, Policies, StoreFlags};
+use crate::arguments::{Common, Policies};
 use crate::document::Document;
 use crate::lines::{Line, Lines};
+use crate::progress::Progress;
+use crate::store_flags::StoreFlags;
 
 /// Runs `atomtree batch`.
 pub(crate) fn batch(
@@ -26,6 +28,9 @@ pub(crate) fn batch(
     jobs: u16,
     line_bytes_max: NonZeroU64,
 ) -> Result<u8, Failure> {
+    // Answers on the same terminal are all the progress that one wants to see, and whoever types needs the line.
+    let is_hidden = io::stdout().is_terminal() || io::stdin().is_terminal();
+    let progress = Progress::unless(is_hidden, "opening the store");
     let store = flags.set_on(common.options()).open(&common.root)?;
     let batch = Batch {
         store: &store,
@@ -35,9 +40,12 @@ pub(crate) fn batch(
         reader_left: AtomicBool::new(false),
         status: AtomicU8::new(0),
         write_error: Mutex::new(None),
+        answered: AtomicU64::new(0),
+        progress,
     };
     let read = if jobs == 1 { batch.in_order() } else { batch.concurrently(jobs) };
-    let Batch { status, write_error, .. } = batch;
+    let Batch { status, write_error, progress, .. } = batch;
+    drop(progress);
     close(store);
     read?;
     match write_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -57,6 +65,9 @@ struct Batch<'a> {
     status: AtomicU8,
     /// Why an answer could not be written, unless its reader had just left.
     write_error: Mutex<Option<io::Error>>,
+    /// For the progress line alone.
+    answered: AtomicU64,
+    progress: Progress,
 }
 
 /// A line to be answered, and its number.
@@ -133,6 +144,8 @@ impl Batch<'_> {
         let (mut line, status) = answer(asked, result);
         line.push('\n');
         self.status.fetch_max(status, Ordering::Relaxed);
+        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
+        self.progress.say(format_args!("{answered} transactions answered"));
         let mut out = io::stdout().lock();
         if let Err(error) = out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
             drop(out);

@@ -8,13 +8,14 @@ mod set;
 mod speed;
 pub(crate) mod writer;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::answer::{Failure, json, print};
 use crate::arguments::Common;
+use crate::color::is_capable;
 use crate::demo::kills::Kills;
 use crate::demo::speed::Speed;
 use crate::text::{counted, printable};
@@ -38,7 +39,7 @@ pub(crate) fn demo(common: &Common, dir: Option<&Path>, rounds: u32) -> Result<u
         .prefix("atomtree-demo-")
         .tempdir_in(dir)
         .map_err(|error| Failure::of_io(&format!("make a scratch tree in {}", dir.display()), &error))?;
-    let progress = Progress { is_shown: !common.json && io::stderr().is_terminal() };
+    let progress = Progress { is_shown: !common.json && is_capable(&io::stderr()) };
 
     let kills = kills::run(scratch.path(), rounds, &progress)?;
     let speed = speed::measure(scratch.path(), &progress)?;

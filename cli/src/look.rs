@@ -9,10 +9,14 @@ use serde::Serialize;
 
 use crate::answer::{Failure, json, print};
 use crate::arguments::Common;
+use crate::color::Style;
 use crate::path::JsonPath;
-use crate::text::{counted, printable, utc};
+use crate::progress::Progress;
+use crate::table::{Align, Cell, Table, cell};
+use crate::text::{ago, counted, moment, printable, size, utc};
 
-fn inspect(common: &Common) -> Result<Inspection, Failure> {
+/// The store to be looked at.
+pub(crate) fn inspect(common: &Common) -> Result<Inspection, Failure> {
     if !common.has_store() {
         common.check_root()?;
         let root = common.root.display();
@@ -48,7 +52,9 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
         warnings: &'a [String],
     }
+    let progress = Progress::of("reading the log");
     let found = inspect(common)?.status()?;
+    drop(progress);
     let holder = found.holder.as_ref().map(|holder| Holder { pid: holder.pid, program: &holder.program });
     if common.json {
         print(&json(&Status {
@@ -67,31 +73,24 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
         }))?;
         return Ok(0);
     }
+    let mut table = Table::of_facts();
     let state = match holder {
-        Some(Holder { pid, program }) => format!("open in process {pid} ({})", printable(program)),
-        None if found.is_clean => "closed".to_owned(),
-        None => "not closed; the next command that opens it recovers it".to_owned(),
+        Some(Holder { pid, program }) => cell(format!("open in process {pid} ({program})"), Style::Strong),
+        None if found.is_clean => cell("closed", Style::Good),
+        None => cell("not closed; the next command that opens it recovers it", Style::Notice),
     };
-    let mut said = format!(
-        "state        {state}\n\
-         last         transaction {}\n\
-         unsettled    {}\n\
-         log          {} ({} free), {} used, settled up to lsn {}\n\
-         quarantine   {}\n\
-         file system  {}",
-        found.last_tx,
-        counted(found.unsettled, "transaction"),
-        counted(found.log_segments as u64, "segment"),
-        found.log_segments_free,
-        counted(found.log_bytes, "byte"),
-        found.checkpoint_lsn,
-        counted(found.quarantined, "file"),
-        found.file_system,
-    );
+    table.fact("state", state);
+    table.fact("last", format!("transaction {}", found.last_tx));
+    table.fact("unsettled", counted(found.unsettled, "transaction"));
+    let (segments, free) = (counted(found.log_segments as u64, "segment"), found.log_segments_free);
+    let (used, lsn) = (size(found.log_bytes), found.checkpoint_lsn);
+    table.fact("log", format!("{segments} ({free} free), {used} used, settled up to lsn {lsn}"));
+    table.fact("quarantine", counted(found.quarantined, "file"));
+    table.fact("file system", &found.file_system);
     for warning in &found.warnings {
-        let _ = write!(said, "\nwarning      {warning}");
+        table.fact("warning", cell(warning, Style::Notice));
     }
-    print(&said)?;
+    print(&table.text(common.is_colored()))?;
     Ok(0)
 }
 
@@ -163,11 +162,9 @@ impl State {
         }
     }
 
-    fn told(&self) -> String {
-        match self.size {
-            Some(size) => format!("{} {}", self.mode, counted(size, "byte")),
-            None => format!("{} {}", self.mode, self.kind),
-        }
+    /// Its size, or what it is if it has none.
+    fn extent(&self) -> String {
+        self.size.map_or_else(|| self.kind.to_owned(), size)
     }
 }
 
@@ -178,27 +175,45 @@ pub(crate) fn log(common: &Common, count: usize) -> Result<u8, Failure> {
         ok: bool,
         transactions: Vec<Past<'a>>,
     }
+    let progress = Progress::of("reading the history");
     let found = inspect(common)?.log(count)?;
+    drop(progress);
     if common.json {
         print(&json(&Log { ok: true, transactions: found.iter().map(Past::new).collect() }))?;
         return Ok(0);
     }
-    let mut said = format!("{:>8}  {:<24}  {:>6}  {:<9}  label", "tx", "time", "names", "");
-    for past in &found {
-        let settled = if past.is_settled { "settled" } else { "unsettled" };
-        let agent = past.agent.as_ref().map(|agent| format!("[{agent}] ")).unwrap_or_default();
-        let label = printable(&format!("{agent}{}", past.label.as_deref().unwrap_or_default()));
-        let (tx, time, names) = (past.tx.0, utc(past.time_ns), past.changes.len());
-        let line = format!("\n{tx:>8}  {time:<24}  {names:>6}  {settled:<9}  {label}");
-        said += line.trim_end_matches(' ');
+    if found.is_empty() {
+        print("no transactions yet")?;
+        return Ok(0);
     }
-    print(if found.is_empty() { "no transactions yet" } else { &said })?;
+    let [left, right] = [Align::Left, Align::Right];
+    let mut table = Table::new([right, left, right, right, left, left]);
+    table.row(["tx", "time (UTC)", "", "names", "state", "label"].map(|heading| cell(heading, Style::Faint)));
+    for past in &found {
+        let agent = past.agent.as_ref().map(|agent| format!("[{agent}] ")).unwrap_or_default();
+        table.row([
+            cell(past.tx.to_string(), Style::Strong),
+            moment(past.time_ns).into(),
+            cell(ago(past.time_ns), Style::Faint),
+            past.changes.len().to_string().into(),
+            settled(past),
+            format!("{agent}{}", past.label.as_deref().unwrap_or_default()).into(),
+        ]);
+    }
+    print(&table.text(common.is_colored()))?;
     Ok(0)
+}
+
+fn settled(past: &PastTransaction) -> Cell {
+    if past.is_settled { cell("settled", Style::Plain) } else { cell("unsettled", Style::Notice) }
 }
 
 /// Runs `atomtree show`.
 pub(crate) fn show(common: &Common, tx: u64) -> Result<u8, Failure> {
-    let Some(found) = inspect(common)?.transaction(TransactionId(tx))? else {
+    let progress = Progress::of("reading the history");
+    let found = inspect(common)?.transaction(TransactionId(tx))?;
+    drop(progress);
+    let Some(found) = found else {
         let message = format!("transaction {tx} is not in the history; `atomtree log` lists those that are");
         return Err(Failure::new(ErrorKind::NotFound, message));
     };
@@ -215,26 +230,50 @@ pub(crate) fn show(common: &Common, tx: u64) -> Result<u8, Failure> {
         print(&json(&Past { ok: Some(true), changes: Some(changes), ..Past::new(&found) }))?;
         return Ok(0);
     }
-    let settled = if found.is_settled { "settled" } else { "unsettled" };
-    let mut said = format!("transaction {tx}, {}, lsn {}, {settled}", utc(found.time_ns), found.lsn);
+    let mut facts = Table::of_facts();
+    facts.fact("transaction", cell(tx.to_string(), Style::Strong));
+    facts.fact("time", format!("{} UTC, {}", moment(found.time_ns), ago(found.time_ns)));
+    facts.fact("state", settled(&found));
+    facts.fact("lsn", found.lsn.to_string());
     for (name, value) in [("label", &found.label), ("agent", &found.agent)] {
         if let Some(value) = value {
-            let _ = write!(said, "\n{name}: {}", printable(value));
+            facts.fact(name, value);
         }
     }
-    for Change { path, before, after } in &changes {
-        let path = printable(&path.0.to_string_lossy());
-        let _ = match (before, after) {
-            (None, Some(after)) => write!(said, "\n  + {path}  {}", after.told()),
-            (Some(before), Some(after)) => {
-                write!(said, "\n  ~ {path}  {} -> {}", before.told(), after.told())
-            }
-            (Some(before), None) => write!(said, "\n  - {path}  {}", before.told()),
-            (None, None) => write!(said, "\n    {path}"),
-        };
+    let mut said = facts.text(common.is_colored());
+    if !changes.is_empty() {
+        said += "\n\n";
+        said += &table_of(&changes).text(common.is_colored());
     }
     print(&said)?;
     Ok(0)
+}
+
+/// A line for each name: made, changed or removed; its mode and its size, each behind what it was; the name.
+fn table_of(changes: &[Change]) -> Table {
+    let [left, right] = [Align::Left, Align::Right];
+    let mut table = Table::new([left, left, left, right, right, left]).indented(2);
+    for Change { path, before, after } in changes {
+        let (sign, style) = match (before, after) {
+            (None, Some(_)) => ("+", Style::Good),
+            (Some(_), None) => ("-", Style::Bad),
+            _ => ("~", Style::Notice),
+        };
+        let was = before.as_ref().filter(|_| after.is_some());
+        let is = after.as_ref().or(before.as_ref());
+        let mode = |state: Option<&State>| state.map(|state| state.mode.clone()).unwrap_or_default();
+        let extent = |state: Option<&State>| state.map(State::extent).unwrap_or_default();
+        let arrow = |text: String| if text.is_empty() { text } else { text + " ->" };
+        table.row([
+            cell(sign, style),
+            cell(if mode(was) == mode(is) { String::new() } else { arrow(mode(was)) }, Style::Faint),
+            mode(is).into(),
+            cell(arrow(extent(was)), Style::Faint),
+            extent(is).into(),
+            cell(path.0.to_string_lossy(), style),
+        ]);
+    }
+    table
 }
 
 /// Runs `atomtree verify`. What is found is the answer, so damage is not an error of the command; its exit status is
@@ -256,7 +295,9 @@ pub(crate) fn verify(common: &Common) -> Result<u8, Failure> {
         slots: u64,
         problems: Vec<Problem>,
     }
+    let progress = Progress::of("checking the log and the history");
     let found = inspect(common)?.verify()?;
+    drop(progress);
     let problem = |problem| {
         let error = atomtree::Error::from(problem);
         Problem { error: error.kind().code(), message: error.to_string() }
@@ -281,19 +322,15 @@ pub(crate) fn verify(common: &Common) -> Result<u8, Failure> {
         (false, true) => "not closed, with an end torn off by a crash, which is normal",
         (false, false) => "not closed",
     };
-    let mut said = format!(
-        "log          {log}\n\
-         settled      {}\n\
-         unsettled    {}\n\
-         quarantine   {}\n\
-         staged       {}\n\
-         problems     {}",
-        counted(found.settled, "transaction"),
-        counted(found.unsettled, "transaction"),
-        counted(found.quarantined, "file"),
-        counted(found.slots, "file"),
-        problems.len(),
-    );
+    let mut table = Table::of_facts();
+    table.fact("log", log);
+    table.fact("settled", counted(found.settled, "transaction"));
+    table.fact("unsettled", counted(found.unsettled, "transaction"));
+    table.fact("quarantine", counted(found.quarantined, "file"));
+    table.fact("staged", counted(found.slots, "file"));
+    let style = if problems.is_empty() { Style::Good } else { Style::Bad };
+    table.fact("problems", cell(problems.len().to_string(), style));
+    let mut said = table.text(common.is_colored());
     for problem in &problems {
         let _ = write!(said, "\n  {}: {}", problem.error, printable(&problem.message));
     }

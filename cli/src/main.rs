@@ -7,23 +7,28 @@ mod answer;
 mod apply;
 mod arguments;
 mod batch;
+mod color;
 mod demo;
 mod document;
 mod fields;
 mod lines;
 mod look;
+mod manual;
 mod path;
+mod progress;
+mod recover_all;
+mod stats;
+mod store_flags;
+mod table;
 mod text;
 mod upkeep;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::arguments::{Arguments, Command};
 
 fn main() -> ExitCode {
-    let Arguments { common, command } = Arguments::parse();
+    let Arguments { common, command } = Arguments::read();
     let result = match command {
         Command::Apply { file, store, policies } => apply::apply(&common, &store, policies, &file),
         Command::Batch { jobs, line_bytes_max, store, policies } => {
@@ -33,9 +38,13 @@ fn main() -> ExitCode {
         Command::Log { count } => look::log(&common, count),
         Command::Show { tx } => look::show(&common, tx),
         Command::Verify => look::verify(&common),
-        Command::Recover { adopt } => upkeep::recover(&common, adopt),
-        Command::Checkpoint => upkeep::checkpoint(&common),
+        Command::Stats => stats::stats(&common),
+        Command::Recover { all, store } if all.is_empty() => upkeep::recover(&common, &store),
+        Command::Recover { all, store } => recover_all::recover_all(&common, &store, &all),
+        Command::Checkpoint { store } => upkeep::checkpoint(&common, &store),
         Command::Demo { dir, rounds } => demo::demo(&common, dir.as_deref(), rounds),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { dir } => manual::man(dir.as_deref()),
         Command::DemoWriter => demo::writer::write(&common),
     };
     let status = result.unwrap_or_else(|failure| answer::report(&common, &failure));

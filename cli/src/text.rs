@@ -1,6 +1,7 @@
-//! Text for people: what could upset a terminal is escaped, and moments are written in UTC.
+//! Text for people: what could upset a terminal is escaped, sizes and spans have units, and moments are in UTC.
 
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
 /// `text` with control characters escaped: names come from anywhere, and a terminal obeys what it is shown.
 pub(crate) fn printable(text: &str) -> String {
@@ -21,6 +22,54 @@ pub(crate) fn counted(count: u64, noun: &str) -> String {
         (1, _) => format!("1 {noun}"),
         (_, "directory") => format!("{count} directories"),
         _ => format!("{count} {noun}s"),
+    }
+}
+
+/// A length in bytes, with three digits that count: `512 B`, `1.50 KiB`, `16 MiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let unit_bytes = |unit: usize| 1_u128 << (10 * (unit + 1));
+    let hundredths = |unit: usize| (u128::from(bytes) * 100 + unit_bytes(unit) / 2) / unit_bytes(unit);
+    // The unit in which it is at least 1, unless rounding would show it as 1024.
+    let mut unit = bytes.ilog2() as usize / 10 - 1;
+    if hundredths(unit) >= 102_350 && unit + 1 < UNITS.len() {
+        unit += 1;
+    }
+    let (name, is_whole) = (UNITS[unit], u128::from(bytes).is_multiple_of(unit_bytes(unit)));
+    match hundredths(unit) {
+        value if is_whole => format!("{} {name}", value / 100),
+        value @ ..1000 => format!("{}.{:02} {name}", value / 100, value % 100),
+        value @ 1000..9995 => format!("{}.{} {name}", (value + 5) / 100, (value + 5) / 10 % 10),
+        value => format!("{} {name}", (value + 50) / 100),
+    }
+}
+
+/// How long something took.
+pub(crate) fn span_of_ms(ms: f64) -> String {
+    if ms < 1000.0 { format!("{ms} ms") } else { format!("{:.1} s", ms / 1000.0) }
+}
+
+/// A moment for people, to the second: `2026-01-31 12:00:00`, in UTC.
+pub(crate) fn moment(time_ns: i64) -> String {
+    utc(time_ns)[..19].replace('T', " ")
+}
+
+/// How long ago a moment is, roughly.
+pub(crate) fn ago(time_ns: i64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    age((now.as_nanos() as i64).saturating_sub(time_ns) / 1_000_000_000)
+}
+
+fn age(seconds: i64) -> String {
+    match seconds {
+        ..1 => "just now".to_owned(),
+        1..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} min ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
     }
 }
 
@@ -68,6 +117,40 @@ mod tests {
         for extreme in [i64::MIN, i64::MAX] {
             assert_eq!(utc(extreme).len(), 24);
         }
+    }
+
+    #[test]
+    fn sizes_and_spans_are_short() {
+        for (bytes, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.50 KiB"),
+            (10_234, "9.99 KiB"),
+            (10_240, "10 KiB"),
+            (123_456, "121 KiB"),
+            ((1 << 20) - 1, "1.00 MiB"),
+            (16 << 20, "16 MiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(size(bytes), expected, "{bytes}");
+        }
+        assert_eq!((span_of_ms(0.41), span_of_ms(1234.5)), ("0.41 ms".into(), "1.2 s".into()));
+        let ages = [-5, 0, 119, 120, 7199, 7200, 172_799, 172_800].map(age);
+        let expected = [
+            "just now",
+            "just now",
+            "119 s ago",
+            "2 min ago",
+            "119 min ago",
+            "2 h ago",
+            "47 h ago",
+            "2 days ago",
+        ];
+        assert_eq!(ages, expected);
+        assert_eq!(moment(951_782_400_000_000_000), "2000-02-29 00:00:00");
+        // An extreme moment must not panic.
+        assert!(!ago(i64::MIN).is_empty() && !ago(i64::MAX).is_empty());
     }
 
     #[test]

@@ -3,20 +3,23 @@
 //! Both are run by scripts and at boot over roots that may have no store yet. There is nothing to do then, and they
 //! say so and make none.
 
+use std::path::Path;
+
+use atomtree::Options;
 use serde::Serialize;
 
 use crate::answer::{Failure, Kept, json, print};
 use crate::arguments::Common;
 use crate::path::JsonPath;
+use crate::progress::Progress;
+use crate::store_flags::StoreFlags;
 use crate::text::{counted, printable};
 
 /// Runs `atomtree recover`.
-pub(crate) fn recover(common: &Common, adopt: bool) -> Result<u8, Failure> {
+pub(crate) fn recover(common: &Common, flags: &StoreFlags) -> Result<u8, Failure> {
     let report = if common.has_store() {
-        let store = common.options().adopt(adopt).open(&common.root)?;
-        let report = Recovered::new(store.recovery());
-        store.close()?;
-        report
+        let _progress = Progress::of("recovering the store");
+        Recovered::by_opening(flags.set_on(common.options()), &common.root)?
     } else {
         common.check_root()?;
         Recovered::new(&atomtree::RecoveryReport::default())
@@ -32,13 +35,14 @@ pub(crate) fn recover(common: &Common, adopt: bool) -> Result<u8, Failure> {
 }
 
 /// Runs `atomtree checkpoint`.
-pub(crate) fn checkpoint(common: &Common) -> Result<u8, Failure> {
+pub(crate) fn checkpoint(common: &Common, flags: &StoreFlags) -> Result<u8, Failure> {
     #[derive(Serialize)]
     struct Settled {
         ok: bool,
     }
     let said = if common.has_store() {
-        let store = common.options().open(&common.root)?;
+        let _progress = Progress::of("settling what was committed");
+        let store = flags.set_on(common.options()).open(&common.root)?;
         store.checkpoint()?;
         store.close()?;
         "everything committed is durable in place".to_owned()
@@ -52,7 +56,7 @@ pub(crate) fn checkpoint(common: &Common) -> Result<u8, Failure> {
 
 /// What recovery did, as the contract spells it.
 #[derive(Serialize)]
-struct Recovered {
+pub(crate) struct Recovered {
     ok: bool,
     redone: u64,
     rolled_back: u64,
@@ -74,6 +78,14 @@ struct Superseded {
 }
 
 impl Recovered {
+    /// Recovers the store at `root` by opening it.
+    pub(crate) fn by_opening(options: Options, root: &Path) -> Result<Self, Failure> {
+        let store = options.open(root)?;
+        let report = Self::new(store.recovery());
+        store.close()?;
+        Ok(report)
+    }
+
     fn new(report: &atomtree::RecoveryReport) -> Self {
         let paths = |paths: &[atomtree::TreePath]| {
             paths.iter().map(|path| JsonPath::from(path.as_path())).collect::<Vec<_>>()
@@ -95,7 +107,8 @@ impl Recovered {
         }
     }
 
-    fn told(&self) -> String {
+    /// What people are told.
+    pub(crate) fn told(&self) -> String {
         let name = |path: &JsonPath| printable(&path.0.to_string_lossy());
         let mut lines = vec![match (self.redone, self.voided, self.rolled_back) {
             (0, 0, 0) => "nothing to recover".to_owned(),
@@ -127,5 +140,28 @@ impl Recovered {
             lines.push(format!("{}: its mode, owner or attributes were changed since, and stay", name(path)));
         }
         lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recovery_is_spelled_as_in_the_contract() {
+        let path = |name: &str| JsonPath::from(Path::new(name));
+        let superseded =
+            |kept: Option<&str>| Superseded { path: path("a"), tx: 11, kept: kept.map(str::to_owned) };
+        let mut report = Recovered {
+            superseded: vec![superseded(Some("quarantine/1")), superseded(None)],
+            quarantined: vec![Kept { path: path("b"), kept: "quarantine/2".into() }],
+            ..Recovered::new(&atomtree::RecoveryReport { redone: 2, voided: 1, ..Default::default() })
+        };
+        let begin = r#"{"ok":true,"redone":2,"rolled_back":0,"voided":1,"superseded":[{"path":"a","tx":11,"kept":"quarantine/1"},{"path":"a","tx":11}],"quarantined":[{"path":"b","kept":"quarantine/2"}]"#;
+        assert_eq!(json(&report), format!("{begin}}}"));
+        report.lost.push(path("c"));
+        report.metadata_kept.push(path("d"));
+        assert_eq!(json(&report), format!(r#"{begin},"lost":["c"],"metadata_kept":["d"]}}"#));
+        assert_eq!(report.told().lines().count(), 6);
     }
 }

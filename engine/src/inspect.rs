@@ -2,6 +2,8 @@
 //!
 //! Another process may be committing meanwhile; what is returned was true at some moment during the call.
 
+mod stats;
+
 use std::ffi::OsStr;
 use std::path::Path;
 
@@ -17,6 +19,8 @@ use atomtree_wal::{Lsn, scan};
 use crate::error::{Error, OnPath};
 use crate::lock::holder;
 use crate::options::Options;
+
+pub use stats::Stats;
 
 /// How often a look is repeated when it seems to find damage while another process has the store open: a segment may
 /// have been taken back between two reads.

@@ -67,7 +67,7 @@ pub use atomtree_vfs::Kind;
 pub use atomtree_wal::Lsn;
 pub use commit::Receipt;
 pub use error::{Error, ErrorKind};
-pub use inspect::{Inspection, PastTransaction, Status};
+pub use inspect::{Inspection, PastTransaction, Stats, Status};
 pub use options::{Checkpoints, Durability, HardLinks, Options, Symlinks};
 pub use store::Store;
 pub use transaction::{Expectation, FileMetadata, Savepoint, Transaction};

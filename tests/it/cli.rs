@@ -1,12 +1,14 @@
 //! The `atomtree` program as scripts and agents meet it: real processes, real files, and what they print to the byte.
 //!
-//! This file drives the program and freezes its answers. The modules below it ask what errors, streams and hostile
-//! documents do to it, and whether the demo holds.
+//! This file drives the program. The modules below it freeze every shape of its answers, ask what errors, streams and
+//! hostile documents do to it, what terminals are shown, and whether the demo holds.
 
 mod batch;
 mod demo;
 mod errors;
 mod hostile;
+mod shapes;
+mod terminal;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -302,7 +304,7 @@ fn looking_answers_as_frozen_and_changes_nothing() {
         ]
     );
     assert_eq!((&status["clean"], &status["last_tx"]), (&true.into(), &2.into()), "{status}");
-    for arguments in [["status"].as_slice(), &["log"], &["show", "1"], &["verify"]] {
+    for arguments in [["status"].as_slice(), &["log"], &["show", "1"], &["verify"], &["stats"]] {
         let ran = tree.run(arguments);
         assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{ran:?}");
         assert!(ran.out.lines().count() >= 3 && !ran.out.contains('{'), "{}", ran.out);
@@ -372,7 +374,16 @@ fn people_are_answered_in_words() {
     assert_eq!((ran.status, ran.out.as_str()), (1, ""));
     assert_eq!(ran.err, "atomtree: x\\u{1b}[2Jy: no such file\n", "what a terminal would obey is escaped");
     let show = tree.run(&["show", "1"]).out;
-    assert!(show.contains("\nlabel: why\nagent: me\n  + migrations  0"), "{show}");
+    assert!(show.starts_with("transaction  1\ntime         2"), "{show}");
+    assert!(show.contains("\nlabel        why\nagent        me\n\n  +  0"), "{show}");
+    let changes: Vec<_> = show.split("\n\n").nth(1).unwrap().lines().collect();
+    // Names stand below one another, whatever stands before them.
+    let columns: Vec<_> = changes.iter().map(|line| line.rfind("  ")).collect();
+    assert!(changes.len() == 4 && columns.iter().all(|column| *column == columns[0]), "{show}");
+    assert!(changes[1].contains("0640        2 B  config.json"), "{show}");
     let log = tree.run(&["log"]).out;
-    assert!(log.lines().nth(1).is_some_and(|line| line.ends_with("settled    [me] why")), "{log}");
+    assert!(log.lines().nth(1).is_some_and(|line| line.ends_with("settled  [me] why")), "{log}");
+    let stats = tree.run(&["stats"]).out;
+    assert!(stats.contains("\nchanged       4 names: 4 created, 0 replaced, 0 removed\n"), "{stats}");
+    assert!(stats.contains("\ncontent       16 B written\n"), "{stats}");
 }
