@@ -2,23 +2,27 @@
 //!
 //! Each committer plans and stages on its own. Then one of those who wait leads: under the commit lock it checks every
 //! waiting transaction against the tree, appends those that pass to the log, makes them durable with one sync, which
-//! is the commit point, and applies them. The others only wait for their result.
+//! is the commit point, and applies them. The others only wait for their result. What they hand in is a parcel of one
+//! transaction, or, from the thread that commits what was submitted (`submit.rs`), of many.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::apply::{Applier, Displaced, Parents};
 use atomtree_recovery::log_records::{append_applied, with_records};
 use atomtree_recovery::plan::{Applied, Begin, Plan, TransactionId};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_wal::{self as wal, Log, Lsn};
+use atomtree_wal::{self as wal, Announcement, Log, Lsn};
 
 use crate::error::{Error, ErrorKind, OnPath, kind_of_log_error};
 use crate::options::Durability;
 use crate::stage::Prepared;
 use crate::store::{CommitState, Engine};
+use crate::ticket::TicketState;
+use crate::trace;
 use crate::transaction::Transaction;
 
 /// A committed transaction.
@@ -60,33 +64,51 @@ pub(crate) enum Outcome {
 impl Engine {
     /// Commits: prepares on this thread, and waits until a leader, perhaps this one, has logged and applied it.
     pub(crate) fn commit(&self, transaction: Transaction) -> Result<Receipt, Error> {
+        trace::span!(
+            "atomtree.commit",
+            label = transaction.label.as_deref(),
+            agent = transaction.agent.as_deref(),
+            names = transaction.names.len(),
+        );
         self.check_health()?;
         let durability = transaction.durability;
         let mut announcement = self.group.announce();
-        let mut prepared = self.prepare(transaction)?;
+        let mut prepared = self.plan_and_stage(transaction)?;
         loop {
-            match announcement.submit(prepared, |batch| self.lead(batch)) {
-                Ok(Outcome::Committed(receipt)) if durability == Durability::Settled => {
+            let mut outcomes = self.hand_in(announcement, vec![prepared])?;
+            match outcomes.pop().expect("there is one for each") {
+                Outcome::Committed(receipt) if durability == Durability::Settled => {
                     return self.settle_receipt(receipt);
                 }
-                Ok(Outcome::Committed(receipt)) => return Ok(receipt),
-                Ok(Outcome::Failed(error)) => return Err(error),
-                Ok(Outcome::Full(again, used_bytes)) => {
+                Outcome::Committed(receipt) => return Ok(receipt),
+                Outcome::Failed(error) => return Err(error),
+                Outcome::Full(again, used_bytes) => {
                     prepared = *again;
                     self.make_room(used_bytes)?;
                     announcement = self.group.announce();
-                }
-                Err(wal::Abandoned) => {
-                    return Err(Error::OutcomeUnknown {
-                        reason: "the thread that was committing it panicked".into(),
-                    });
                 }
             }
         }
     }
 
+    pub(crate) fn plan_and_stage(&self, transaction: Transaction) -> Result<Prepared, Error> {
+        trace::span!("atomtree.stage");
+        self.prepare(transaction)
+    }
+
+    /// Waits until a leader, perhaps this thread, has logged and applied a parcel. Returns one outcome for each.
+    pub(crate) fn hand_in(
+        &self,
+        announcement: Announcement<'_, Vec<Prepared>, Vec<Outcome>>,
+        parcel: Vec<Prepared>,
+    ) -> Result<Vec<Outcome>, Error> {
+        announcement.submit(parcel, |batch| self.lead(batch)).map_err(|wal::Abandoned| {
+            Error::OutcomeUnknown { reason: "the thread that was committing it panicked".into() }
+        })
+    }
+
     /// Makes the names durable that were put in place.
-    fn settle_receipt(&self, receipt: Receipt) -> Result<Receipt, Error> {
+    pub(crate) fn settle_receipt(&self, receipt: Receipt) -> Result<Receipt, Error> {
         if receipt.files == 0 {
             return Ok(receipt);
         }
@@ -106,28 +128,37 @@ impl Engine {
 
     // Under the commit lock.
 
-    fn lead(&self, batch: Vec<Prepared>) -> Vec<Outcome> {
+    /// Commits the parcels of a batch, one after another, and returns the outcomes of each.
+    fn lead(&self, batch: Vec<Vec<Prepared>>) -> Vec<Vec<Outcome>> {
         let mut commits = self.commits.lock();
         let guard = PoisonOnPanic(self);
-        let mut waiting: VecDeque<Prepared> = batch.into();
+        let lengths: Vec<usize> = batch.iter().map(Vec::len).collect();
+        let mut waiting: VecDeque<Prepared> = batch.into_iter().flatten().collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
+        let mut held_back = None;
         while !waiting.is_empty() {
-            self.round(&mut commits, &mut waiting, &mut outcomes);
+            self.round(&mut commits, &mut waiting, &mut outcomes, &mut held_back);
         }
         self.note_log(&commits.log);
         std::mem::forget(guard);
-        outcomes
+        let mut outcomes = outcomes.into_iter();
+        lengths.into_iter().map(|length| outcomes.by_ref().take(length).collect()).collect()
     }
 
     /// Takes transactions from the front for as long as none touches what an earlier one of this round changes, and
     /// commits them together. The rest is checked against the tree that they leave.
+    ///
+    /// Once a submitted transaction finds the log full, those submitted after it are held back, to keep their order:
+    /// `held_back` is then how many bytes the log held.
     fn round(
         &self,
         commits: &mut CommitState,
         waiting: &mut VecDeque<Prepared>,
         outcomes: &mut Vec<Outcome>,
+        held_back: &mut Option<u64>,
     ) {
         let first = outcomes.len();
+        let mut tickets: Vec<(Arc<TicketState>, TransactionId)> = Vec::new();
         let mut logged: Vec<(usize, Committed<'static>)> = Vec::new();
         let mut changed: HashSet<TreePath> = HashSet::new();
         let mut parents = match Parents::new(self.places.root.clone()).on("read the metadata of", ".") {
@@ -146,8 +177,14 @@ impl Engine {
                 waiting.push_front(prepared);
                 break;
             }
+            let ticket = prepared.ticket.clone();
+            if let (Some(_), Some(used_bytes)) = (&ticket, &held_back) {
+                outcomes.push(Outcome::Full(Box::new(prepared), *used_bytes));
+                continue;
+            }
             match self.check_and_log(commits, &mut parents, prepared) {
                 Ok(Some(transaction)) => {
+                    tickets.extend(ticket.map(|ticket| (ticket, transaction.begin.tx)));
                     changed.extend(transaction.changes.iter().map(|change| change.path.clone()));
                     logged.push((outcomes.len(), transaction));
                     // Filled in below, once the sync and the apply have been.
@@ -159,14 +196,23 @@ impl Engine {
                     files: 0,
                     displaced: Vec::new(),
                 })),
-                Err(outcome) => outcomes.push(outcome),
+                Err(outcome) => {
+                    if let (Some(_), Outcome::Full(_, used_bytes)) = (&ticket, &outcome) {
+                        *held_back = Some(*used_bytes);
+                    }
+                    outcomes.push(outcome);
+                }
             }
         }
         if logged.is_empty() {
             return;
         }
         // The commit point.
-        if let Err(error) = commits.log.sync() {
+        let synced = {
+            trace::span!("atomtree.sync", transactions = logged.len());
+            commits.log.sync()
+        };
+        if let Err(error) = synced {
             let reason = error.to_string();
             self.poison(&reason);
             for outcome in &mut outcomes[first..] {
@@ -176,6 +222,7 @@ impl Engine {
             }
             return;
         }
+        tickets.into_iter().for_each(|(ticket, tx)| ticket.note_durable(tx));
         self.apply(commits, parents, logged, outcomes);
     }
 
@@ -232,6 +279,8 @@ impl Engine {
         logged: Vec<(usize, Committed<'static>)>,
         outcomes: &mut [Outcome],
     ) {
+        trace::span!("atomtree.apply", transactions = logged.len());
+        let had_ballast = self.ballast.is_full();
         let mut applier = Applier::new(&self.places, parents, &self.ballast, self.can_exchange, Lsn(0));
         let mut finished = Vec::with_capacity(logged.len());
         let mut is_stuck = false;
@@ -241,12 +290,18 @@ impl Engine {
                 applier.apply(change).map_err(|source| (change.path.as_path().to_owned(), source))
             });
             let tx = transaction.begin.tx;
+            let displaced = applier.take_displaced();
+            for one in &displaced {
+                trace::event!(
+                    WARN,
+                    "displaced",
+                    tx = tx.0,
+                    path = one.path.to_string(),
+                    kept = one.kept.as_str()
+                );
+            }
             outcomes[index] = match result {
-                Ok(()) => Outcome::Committed(Receipt {
-                    tx,
-                    files: transaction.changes.len(),
-                    displaced: applier.take_displaced(),
-                }),
+                Ok(()) => Outcome::Committed(Receipt { tx, files: transaction.changes.len(), displaced }),
                 Err((path, source)) => {
                     is_stuck = true;
                     self.poison(&format!(
@@ -257,6 +312,9 @@ impl Engine {
                 }
             };
             finished.push(transaction);
+        }
+        if had_ballast && !self.ballast.is_full() {
+            trace::event!(WARN, "ballast released");
         }
         if is_stuck {
             // Nothing is settled any more by this process: recovery will.

@@ -16,6 +16,7 @@ use atomtree_vfs::{Dir, File};
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::options::Durability;
 use crate::store::Engine;
+use crate::ticket::TicketState;
 use crate::transaction::{EditedFile, NewContent, NewFile, Now, Transaction, inline};
 
 /// Up to this many files are synced one by one; more of them by one sync of the file system.
@@ -28,6 +29,8 @@ pub(crate) struct Prepared {
     pub(crate) changes: Vec<Change<'static>>,
     pub(crate) reads: Vec<Read>,
     pub(crate) staged: Staged,
+    /// Where its commit point is to be noted, if it was submitted.
+    pub(crate) ticket: Option<Arc<TicketState>>,
 }
 
 /// A name that was read and is not changed.
@@ -89,6 +92,7 @@ impl Engine {
             changes: Vec::new(),
             reads: Vec::new(),
             staged: Staged { dir: self.stage().dir().clone(), slots: Vec::new() },
+            ticket: None,
         };
         // An inode that changed after the transaction had begun, before it was first looked at. One whose time lies in
         // the future says nothing.

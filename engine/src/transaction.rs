@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, OnPath};
 use crate::options::{Durability, HardLinks, Symlinks};
 use crate::resolve::{Pending, canonical, invalid_path, through_link};
 use crate::store::Shared;
+use crate::ticket::Ticket;
 
 /// Contents up to this size are edited in memory; larger ones in a copy of the file.
 const EDIT_IN_MEMORY_BYTES_MAX: u64 = 1 << 20;
@@ -435,6 +436,29 @@ impl Transaction {
         shared.engine.commit(self)
     }
 
+    /// Submits: everything that can fail early fails here, and the rest goes on behind the caller's back. Returns once
+    /// the new contents are staged, before the sync; [`Ticket`] tells how it went. Transactions that are submitted one
+    /// after another share syncs without a thread for each.
+    ///
+    /// They become durable in the order in which they were submitted, unless they fail. Blocks while as many as
+    /// [`crate::Options::submitted_max`] wait. A transaction that reads or changes what a submitted one changes should
+    /// begin after [`Ticket::applied`]: otherwise it sees the tree without that, and one of the two is a conflict.
+    ///
+    /// If this transaction is the last that keeps the store open, that is closed here, which waits for everything.
+    ///
+    /// # Durability
+    /// None when this returns: after a crash the transaction is there whole or not at all. [`Ticket::durable`] waits
+    /// for more.
+    ///
+    /// # Errors
+    /// Those that [`Transaction::commit`] finds before the commit lock: nothing was changed. What comes up later, a
+    /// conflict for instance, the ticket tells. `invalid_input` while the store is being closed.
+    pub fn submit(self) -> Result<Ticket, Error> {
+        // The store stays open until the transaction is in the queue, which closing waits for.
+        let shared = self.shared.clone();
+        shared.engine.submit(self)
+    }
+
     // What the operations are made of.
 
     /// Resolves a path and takes a first look at what stands there, which must not be a directory.
@@ -625,10 +649,15 @@ impl Transaction {
         }
         for parent in missing.into_iter().rev() {
             let attributes = self.default_attributes(&parent, 0o777, None, Kind::Dir)?;
-            if !self.names.contains_key(&parent) {
+            let is_first_look = !self.names.contains_key(&parent);
+            if is_first_look {
                 self.look(&parent)?;
             }
             let name = self.names.get_mut(&parent).expect("it was looked at");
+            if is_first_look && name.original.as_ref().is_some_and(|original| original.kind == Kind::Dir) {
+                // Someone has made it since it was found missing, and the check leaves it alone if it still stands there.
+                name.original = None;
+            }
             if name.original.as_ref().is_some_and(|original| original.kind != Kind::Dir) {
                 let reason = format!("{parent} is not a directory");
                 return Err(Error::refused(ErrorKind::NotADirectory, path.as_path(), reason));

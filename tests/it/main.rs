@@ -13,5 +13,7 @@ mod metadata;
 mod power_cuts;
 mod real_input;
 mod settled;
+mod spans;
+mod tickets;
 mod tidy;
 mod upkeep;
