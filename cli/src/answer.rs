@@ -87,6 +87,9 @@ pub(crate) struct Done {
     pub(crate) ms: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) displaced: Vec<Kept>,
+    /// Names that got nothing, because another program took away what was to be moved there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) lost: Vec<JsonPath>,
 }
 
 /// Content of another program that had to give way.
@@ -109,7 +112,8 @@ impl Done {
         // Two decimals: ten microseconds are less than any sync takes.
         let ms = (took.as_secs_f64() * 100_000.0).round() / 100.0;
         let displaced = Kept::all(receipt.displaced());
-        Self { asked, ok: true, tx: receipt.tx().0, files: receipt.files(), ms, displaced }
+        let lost = receipt.lost().iter().map(|path| JsonPath::from_bytes(path.as_bytes())).collect();
+        Self { asked, ok: true, tx: receipt.tx().0, files: receipt.files(), ms, displaced, lost }
     }
 }
 
@@ -238,8 +242,15 @@ mod tests {
     #[test]
     fn answers_are_spelled_as_in_the_contract() {
         let id = Asked::Id("t1".into());
-        let mut done =
-            Done { asked: id.clone(), ok: true, tx: 12, files: 3, ms: 0.41, displaced: Vec::new() };
+        let mut done = Done {
+            asked: id.clone(),
+            ok: true,
+            tx: 12,
+            files: 3,
+            ms: 0.41,
+            displaced: Vec::new(),
+            lost: Vec::new(),
+        };
         assert_eq!(json(&done), r#"{"id":"t1","ok":true,"tx":12,"files":3,"ms":0.41}"#);
         done.displaced.push(Kept { path: JsonPath::from_bytes(b"\xff"), kept: "quarantine/1".into() });
         assert_eq!(

@@ -15,7 +15,7 @@ use atomtree_recovery::tree_path::TreePath;
 use atomtree_vfs::{Kind, Metadata, is_symlink_error};
 
 use crate::error::{Error, ErrorKind, OnPath};
-use crate::stage::Prepared;
+use crate::stage::{Planned, Prepared};
 use crate::store::Engine;
 use crate::view::{Seen, list_of};
 
@@ -76,7 +76,25 @@ impl Engine {
         if !made_meanwhile.is_empty() {
             prepared.planned.retain(|planned| !made_meanwhile.contains(&planned.change.path));
         }
-        Ok(())
+        self.check_inodes(prepared)
+    }
+
+    /// Whether directories can be made that are only made by the apply; files have their inodes by now.
+    fn check_inodes(&self, prepared: &Prepared) -> Result<(), Error> {
+        let is_made = |planned: &&Planned| matches!(planned.change.after, After::Dir { .. });
+        let needed = prepared.planned.iter().filter(is_made).count() as u64;
+        if needed == 0 {
+            return Ok(());
+        }
+        match self.places.root.available_inodes().on("count the free inodes of", ".")? {
+            Some(available) if available < needed => {
+                let reason = format!(
+                    "{needed} directories are to be made, and the file system has {available} inodes left"
+                );
+                Err(Error::invalid(ErrorKind::NoSpace, reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the new content still waits in its slot.

@@ -16,6 +16,7 @@ use atomtree_wal::Lsn;
 
 use crate::error::{Error, ErrorKind};
 use crate::store::{CommitState, Engine};
+use crate::trace;
 
 /// Under load, checkpoints take at most about a tenth of the time.
 const PAUSE_FACTOR: u32 = 10;
@@ -80,6 +81,7 @@ impl Engine {
     /// # Errors
     /// `no_space` if none of these helps: then the transaction is too large for this log.
     pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
+        trace::event!(INFO, "log full", used_bytes = used_bytes);
         self.checkpoint()?;
         let used_now = self.commits.lock().log.used_bytes();
         if used_now < used_bytes {
@@ -176,6 +178,7 @@ impl Engine {
                 if error.kind() == ErrorKind::NoSpace
                     && self.ballast.release().doing("release", ".atomtree/ballast")? =>
             {
+                trace::event!(WARN, "ballast released");
                 write()
             }
             result => result,
@@ -187,6 +190,7 @@ impl Engine {
         transactions: &[Arc<Committed<'static>>],
         mut held: Option<&mut CommitState>,
     ) -> Result<Progress, Error> {
+        trace::span!("atomtree.checkpoint", transactions = transactions.len());
         let places = &self.places;
         // Targets, originals and all their directories. The descriptor is as old as the store's opening, so that no
         // write-back error of ours has been reported elsewhere.

@@ -2,7 +2,8 @@
 //!
 //! Each committer plans and stages on its own. Then one of those who wait leads: under the commit lock it checks every
 //! waiting transaction against the tree, appends those that pass to the log, makes them durable with one sync, which
-//! is the commit point, and applies them. The others only wait for their result.
+//! is the commit point, and applies them. The others only wait for their result. What they hand in is a parcel of one
+//! transaction, or, from the thread that commits what was submitted (`submit.rs`), of many.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -14,12 +15,14 @@ use atomtree_recovery::apply::{Applier, Displaced, Parents};
 use atomtree_recovery::log_records::{append_applied, with_records};
 use atomtree_recovery::plan::{Applied, Begin, Change, Plan, TransactionId, count_names};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_wal::{self as wal, Log, Lsn};
+use atomtree_wal::{self as wal, Announcement, Log, Lsn};
 
 use crate::error::{Error, ErrorKind, OnPath, kind_of_log_error};
 use crate::options::Durability;
 use crate::stage::{Planned, Prepared};
 use crate::store::{CommitState, Engine};
+use crate::ticket::TicketState;
+use crate::trace;
 use crate::transaction::Transaction;
 use crate::view::Seen;
 
@@ -30,6 +33,7 @@ pub struct Receipt {
     tx: TransactionId,
     files: usize,
     displaced: Vec<Displaced>,
+    lost: Vec<TreePath>,
 }
 
 impl Receipt {
@@ -47,6 +51,11 @@ impl Receipt {
     pub fn displaced(&self) -> &[Displaced] {
         &self.displaced
     }
+
+    /// Names that got nothing, because another program took away what was to be moved there, after the last check.
+    pub fn lost(&self) -> &[TreePath] {
+        &self.lost
+    }
 }
 
 /// What became of a transaction that was handed in.
@@ -62,9 +71,23 @@ pub(crate) enum Outcome {
     Unsettled(Box<Prepared>),
 }
 
+/// What submitted transactions wait for.
+enum HeldBack {
+    /// The log, which held this many bytes.
+    Full(u64),
+    /// A checkpoint.
+    Unsettled,
+}
+
 impl Engine {
     /// Commits: prepares on this thread, and waits until a leader, perhaps this one, has logged and applied it.
     pub(crate) fn commit(&self, mut transaction: Transaction) -> Result<Receipt, Error> {
+        trace::span!(
+            "atomtree.commit",
+            label = transaction.label.as_deref(),
+            agent = transaction.agent.as_deref(),
+            names = transaction.view.touched(),
+        );
         self.commit_prepared(&mut transaction).map_err(|error| error.with_transaction(transaction))
     }
 
@@ -72,35 +95,47 @@ impl Engine {
         self.check_health()?;
         let durability = transaction.durability;
         let mut announcement = self.group.announce();
-        let mut prepared = self.prepare(transaction)?;
+        let mut prepared = self.plan_and_stage(transaction)?;
         loop {
-            match announcement.submit(prepared, |batch| self.lead(batch)) {
-                Ok(Outcome::Committed(receipt)) if durability == Durability::Settled => {
+            let mut outcomes = self.hand_in(announcement, vec![prepared])?;
+            match outcomes.pop().expect("there is one for each") {
+                Outcome::Committed(receipt) if durability == Durability::Settled => {
                     return self.settle_receipt(receipt);
                 }
-                Ok(Outcome::Committed(receipt)) => return Ok(receipt),
-                Ok(Outcome::Failed(error)) => return Err(error),
-                Ok(Outcome::Full(again, used_bytes)) => {
+                Outcome::Committed(receipt) => return Ok(receipt),
+                Outcome::Failed(error) => return Err(error),
+                Outcome::Full(again, used_bytes) => {
                     prepared = *again;
                     self.make_room(used_bytes)?;
                     announcement = self.group.announce();
                 }
-                Ok(Outcome::Unsettled(again)) => {
+                Outcome::Unsettled(again) => {
                     prepared = *again;
                     self.checkpoint()?;
                     announcement = self.group.announce();
-                }
-                Err(wal::Abandoned) => {
-                    return Err(Error::OutcomeUnknown {
-                        reason: "the thread that was committing it panicked".into(),
-                    });
                 }
             }
         }
     }
 
+    pub(crate) fn plan_and_stage(&self, transaction: &mut Transaction) -> Result<Prepared, Error> {
+        trace::span!("atomtree.stage");
+        self.prepare(transaction)
+    }
+
+    /// Waits until a leader, perhaps this thread, has logged and applied a parcel. Returns one outcome for each.
+    pub(crate) fn hand_in(
+        &self,
+        announcement: Announcement<'_, Vec<Prepared>, Vec<Outcome>>,
+        parcel: Vec<Prepared>,
+    ) -> Result<Vec<Outcome>, Error> {
+        announcement.submit(parcel, |batch| self.lead(batch)).map_err(|wal::Abandoned| {
+            Error::OutcomeUnknown { reason: "the thread that was committing it panicked".into() }
+        })
+    }
+
     /// Makes the names durable that were put in place.
-    fn settle_receipt(&self, receipt: Receipt) -> Result<Receipt, Error> {
+    pub(crate) fn settle_receipt(&self, receipt: Receipt) -> Result<Receipt, Error> {
         if receipt.files == 0 {
             return Ok(receipt);
         }
@@ -120,28 +155,36 @@ impl Engine {
 
     // Under the commit lock.
 
-    fn lead(&self, batch: Vec<Prepared>) -> Vec<Outcome> {
+    /// Commits the parcels of a batch, one after another, and returns the outcomes of each.
+    fn lead(&self, batch: Vec<Vec<Prepared>>) -> Vec<Vec<Outcome>> {
         let mut commits = self.commits.lock();
         let guard = PoisonOnPanic(self);
-        let mut waiting: VecDeque<Prepared> = batch.into();
+        let lengths: Vec<usize> = batch.iter().map(Vec::len).collect();
+        let mut waiting: VecDeque<Prepared> = batch.into_iter().flatten().collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
+        let mut held_back = None;
         while !waiting.is_empty() {
-            self.round(&mut commits, &mut waiting, &mut outcomes);
+            self.round(&mut commits, &mut waiting, &mut outcomes, &mut held_back);
         }
         self.note_log(&commits.log);
         std::mem::forget(guard);
-        outcomes
+        let mut outcomes = outcomes.into_iter();
+        lengths.into_iter().map(|length| outcomes.by_ref().take(length).collect()).collect()
     }
 
     /// Takes transactions from the front for as long as none touches what an earlier one of this round changes, and
     /// commits them together. The rest is checked against the tree that they leave.
+    ///
+    /// Once a submitted transaction has to wait, those submitted after it are held back, to keep their order.
     fn round(
         &self,
         commits: &mut CommitState,
         waiting: &mut VecDeque<Prepared>,
         outcomes: &mut Vec<Outcome>,
+        held_back: &mut Option<HeldBack>,
     ) {
         let first = outcomes.len();
+        let mut tickets: Vec<(Arc<TicketState>, TransactionId)> = Vec::new();
         let mut logged: Vec<(usize, Committed<'static>)> = Vec::new();
         let mut changed: HashSet<TreePath> = HashSet::new();
         let mut parents = match Parents::new(self.places.root.clone()).on("read the metadata of", ".") {
@@ -159,8 +202,21 @@ impl Engine {
                 waiting.push_front(prepared);
                 break;
             }
+            let ticket = prepared.ticket.clone();
+            match (&ticket, &held_back) {
+                (Some(_), Some(HeldBack::Full(used_bytes))) => {
+                    outcomes.push(Outcome::Full(Box::new(prepared), *used_bytes));
+                    continue;
+                }
+                (Some(_), Some(HeldBack::Unsettled)) => {
+                    outcomes.push(Outcome::Unsettled(Box::new(prepared)));
+                    continue;
+                }
+                _ => {}
+            }
             match self.check_and_log(commits, &mut parents, prepared) {
                 Ok(Some(transaction)) => {
+                    tickets.extend(ticket.map(|ticket| (ticket, transaction.begin.tx)));
                     changed.extend(transaction.changes.iter().flat_map(Change::names).cloned());
                     logged.push((outcomes.len(), transaction));
                     // Filled in below, once the sync and the apply have been.
@@ -171,8 +227,16 @@ impl Engine {
                     tx: TransactionId(0),
                     files: 0,
                     displaced: Vec::new(),
+                    lost: Vec::new(),
                 })),
-                Err(outcome) => outcomes.push(outcome),
+                Err(outcome) => {
+                    *held_back = match (&ticket, &outcome) {
+                        (Some(_), Outcome::Full(_, used_bytes)) => Some(HeldBack::Full(*used_bytes)),
+                        (Some(_), Outcome::Unsettled(_)) => Some(HeldBack::Unsettled),
+                        _ => held_back.take(),
+                    };
+                    outcomes.push(outcome);
+                }
             }
             if is_barrier {
                 break;
@@ -182,7 +246,11 @@ impl Engine {
             return;
         }
         // The commit point.
-        if let Err(error) = commits.log.sync() {
+        let synced = {
+            trace::span!("atomtree.sync", transactions = logged.len());
+            commits.log.sync()
+        };
+        if let Err(error) = synced {
             let reason = error.to_string();
             self.poison(&reason);
             for outcome in &mut outcomes[first..] {
@@ -192,6 +260,7 @@ impl Engine {
             }
             return;
         }
+        tickets.into_iter().for_each(|(ticket, tx)| ticket.note_durable(tx));
         self.apply(commits, parents, logged, outcomes);
     }
 
@@ -270,6 +339,8 @@ impl Engine {
         logged: Vec<(usize, Committed<'static>)>,
         outcomes: &mut [Outcome],
     ) {
+        trace::span!("atomtree.apply", transactions = logged.len());
+        let had_ballast = self.ballast.is_full();
         let mut applier = Applier::new(&self.places, parents, &self.ballast, self.can_exchange, Lsn(0));
         let mut finished = Vec::with_capacity(logged.len());
         let mut is_stuck = false;
@@ -277,11 +348,22 @@ impl Engine {
             applier.set_lsn(transaction.lsn);
             let result = applier.apply(&transaction.changes);
             let tx = transaction.begin.tx;
+            let (displaced, lost) = (applier.take_displaced(), applier.take_lost());
+            for one in &displaced {
+                trace::event!(
+                    WARN,
+                    "displaced",
+                    tx = tx.0,
+                    path = one.path.to_string(),
+                    kept = one.kept.as_str()
+                );
+            }
             outcomes[index] = match result {
                 Ok(()) => Outcome::Committed(Receipt {
                     tx,
                     files: count_names(&transaction.changes),
-                    displaced: applier.take_displaced(),
+                    displaced,
+                    lost,
                 }),
                 Err((path, source)) => {
                     is_stuck = true;
@@ -293,6 +375,9 @@ impl Engine {
                 }
             };
             finished.push(Arc::new(transaction));
+        }
+        if had_ballast && !self.ballast.is_full() {
+            trace::event!(WARN, "ballast released");
         }
         if is_stuck {
             // Nothing is settled any more by this process: recovery will.

@@ -13,6 +13,7 @@ use atomtree_recovery::tree_path::PathError;
 use atomtree_vfs::is_symlink_error;
 use atomtree_wal as wal;
 
+use crate::trace;
 use crate::transaction::Transaction;
 
 /// What kind of error it is: stable, and spelled the same in the JSON answers of the command line.
@@ -188,6 +189,14 @@ pub enum Error {
     /// The store or its log refused.
     #[error(transparent)]
     Store(#[from] recovery::Error),
+    /// What an earlier caller was told in full, in the same words.
+    #[error("{message}")]
+    Again {
+        /// What it was.
+        kind: ErrorKind,
+        /// What it said.
+        message: String,
+    },
 }
 
 impl Error {
@@ -197,7 +206,7 @@ impl Error {
             Self::Conflict { .. } => ErrorKind::Conflict,
             Self::Locked { .. } => ErrorKind::Locked,
             Self::InvalidPath { .. } => ErrorKind::InvalidPath,
-            Self::Refused { kind, .. } | Self::Invalid { kind, .. } => *kind,
+            Self::Refused { kind, .. } | Self::Invalid { kind, .. } | Self::Again { kind, .. } => *kind,
             Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
             Self::Poisoned { .. } => ErrorKind::Poisoned,
@@ -236,12 +245,49 @@ impl Error {
         self
     }
 
+    /// The same error for someone else: of the same kind, path and message. The system's own error behind it is the
+    /// same number, or else the same text.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Conflict { path, reason, .. } => {
+                Self::Conflict { path: path.clone(), reason: reason.clone(), transaction: None }
+            }
+            Self::Locked { holder } => Self::Locked { holder: holder.clone() },
+            Self::InvalidPath { path, source } => Self::InvalidPath { path: path.clone(), source: *source },
+            Self::Refused { kind, path, reason } => Self::refused(*kind, path, reason),
+            Self::Invalid { kind, reason } => Self::invalid(*kind, reason),
+            Self::Io { verb, path, source } => {
+                Self::Io { verb, path: path.clone(), source: io_error_again(source) }
+            }
+            Self::OutcomeUnknown { reason } => Self::OutcomeUnknown { reason: reason.clone() },
+            Self::Poisoned { reason } => Self::Poisoned { reason: reason.clone() },
+            Self::CommittedNotApplied { tx, path, source } => {
+                Self::CommittedNotApplied { tx: *tx, path: path.clone(), source: io_error_again(source) }
+            }
+            Self::Store(_) | Self::Again { .. } => {
+                Self::Again { kind: self.kind(), message: self.to_string() }
+            }
+        }
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::invalid(ErrorKind::InvalidInput, "the store has been closed")
+    }
+
+    /// For a forked child of the process that opened the store.
+    pub(crate) fn in_fork() -> Self {
+        let reason = "the store was opened before this process was forked; open it again in the child";
+        Self::invalid(ErrorKind::Unsupported, reason)
+    }
+
     pub(crate) fn refused(kind: ErrorKind, path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Refused { kind, path: path.as_ref().to_owned(), reason: reason.into() }
     }
 
     pub(crate) fn conflict(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::Conflict { path: path.as_ref().to_owned(), reason: reason.into(), transaction: None }
+        let (path, reason) = (path.as_ref().to_owned(), reason.into());
+        trace::event!(DEBUG, "conflict", path = path.display().to_string(), reason = reason.as_str());
+        Self::Conflict { path, reason, transaction: None }
     }
 
     pub(crate) fn invalid(kind: ErrorKind, reason: impl Into<String>) -> Self {
@@ -279,6 +325,13 @@ pub(crate) fn kind_of_log_error(error: &wal::Error) -> ErrorKind {
     }
 }
 
+fn io_error_again(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
 /// Names what was being done, on which path of the tree, when an operating-system call failed.
 pub(crate) trait OnPath<T> {
     fn on(self, verb: &'static str, path: impl AsRef<Path>) -> Result<T, Error>;
@@ -287,5 +340,47 @@ pub(crate) trait OnPath<T> {
 impl<T> OnPath<T> for io::Result<T> {
     fn on(self, verb: &'static str, path: impl AsRef<Path>) -> Result<T, Error> {
         self.map_err(|source| Error::Io { verb, path: path.as_ref().to_owned(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    /// Goal: an error that is told twice is the same to whoever asks. Method: one of each variant, told, told again.
+    #[test]
+    fn an_error_again_has_the_same_kind_path_and_message() {
+        let path = PathBuf::from("a/b");
+        let source = || io::Error::from_raw_os_error(28);
+        let source_path = PathError::Empty;
+        let errors = [
+            Error::Conflict { path: path.clone(), reason: "r".into(), transaction: None },
+            Error::Locked { holder: "process 7".into() },
+            Error::InvalidPath { path: path.clone(), source: source_path },
+            Error::refused(ErrorKind::MountPoint, &path, "r"),
+            Error::invalid(ErrorKind::Unsupported, "r"),
+            Error::Io { verb: "open", path: path.clone(), source: source() },
+            Error::Io { verb: "open", path: path.clone(), source: io::Error::other(Error::closed()) },
+            Error::Io { verb: "open", path: path.clone(), source: io::ErrorKind::NotFound.into() },
+            Error::OutcomeUnknown { reason: "r".into() },
+            Error::Poisoned { reason: "r".into() },
+            Error::CommittedNotApplied { tx: TransactionId(3), path, source: source() },
+            Error::Store(recovery::Error::NotAdopted),
+            Error::Store(recovery::Error::Log(wal::Error::Poisoned { reason: "r".into() })),
+        ];
+        for error in errors {
+            let again = error.again();
+            let twice = again.again();
+            for other in [&again, &twice] {
+                assert_eq!(other.kind(), error.kind(), "{error:?}");
+                assert_eq!(other.path(), error.path(), "{error:?}");
+                assert_eq!(other.to_string(), error.to_string(), "{error:?}");
+            }
+            if let Error::Io { .. } = error {
+                assert!(again.source().is_some(), "{error:?}");
+            }
+        }
     }
 }

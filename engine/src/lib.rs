@@ -24,6 +24,11 @@
 //! otherwise it is a conflict, and nothing changed. Edits by programs that don't use atomtree are never silently
 //! destroyed. Replaced files keep their mode, owner, ACLs and extended attributes.
 //!
+//! # Without waiting for each sync
+//!
+//! [`Transaction::submit`] returns as soon as the new contents are staged, with a [`Ticket`] that can be waited for or
+//! awaited; a few syncs then do for many transactions.
+//!
 //! # What other readers see
 //!
 //! Programs that read the tree directly see whole transactions, except
@@ -41,6 +46,12 @@
 //! of one, is taken for ours. A write through a descriptor that was opened before the file was replaced goes to the old
 //! file; it is kept if it lands before the old file is unlinked. Damage inside the very last synced batch of a store
 //! that was not closed cannot be told from a torn end of the log.
+//!
+//! # Features
+//!
+//! `tracing`, off by default: spans `atomtree.open`, `.recovery`, `.commit`, `.submit`, `.stage`, `.sync`, `.apply` and
+//! `.checkpoint`, and events for conflicts, a full log, released ballast, displaced and quarantined content, and
+//! poisoning. Without it they cost nothing.
 
 mod check;
 mod checkpointer;
@@ -52,6 +63,9 @@ mod lock;
 mod options;
 mod stage;
 mod store;
+mod submit;
+mod ticket;
+mod trace;
 mod transaction;
 mod view;
 
@@ -70,4 +84,5 @@ pub use error::{Error, ErrorKind};
 pub use inspect::{Inspection, PastTransaction, Stats, Status};
 pub use options::{Checkpoints, Durability, HardLinks, Options, Symlinks};
 pub use store::Store;
+pub use ticket::Ticket;
 pub use transaction::{Expectation, FileMetadata, Savepoint, Transaction};

@@ -76,6 +76,7 @@ pub struct Options {
     pub(crate) settle_after: Duration,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) history_transactions_max: u64,
+    pub(crate) submitted_max: usize,
     pub(crate) symlinks: Symlinks,
     pub(crate) hard_links: HardLinks,
     pub(crate) durability: Durability,
@@ -95,6 +96,7 @@ impl Default for Options {
             settle_after: Duration::from_secs(1),
             checkpoints: Checkpoints::default(),
             history_transactions_max: 10_000,
+            submitted_max: 1024,
             symlinks: Symlinks::default(),
             hard_links: HardLinks::default(),
             durability: Durability::default(),
@@ -171,6 +173,14 @@ impl Options {
         self
     }
 
+    /// How many transactions may be submitted and not committed yet; [`crate::Transaction::submit`] then blocks.
+    /// Default 1024, at least 1. Their contents are held in memory until they are in place.
+    #[must_use]
+    pub fn submitted_max(mut self, transactions: usize) -> Self {
+        self.submitted_max = transactions;
+        self
+    }
+
     /// What writing through a final symlink does. Default [`Symlinks::Refuse`].
     #[must_use]
     pub fn symlinks(mut self, symlinks: Symlinks) -> Self {
@@ -235,6 +245,8 @@ impl Options {
             format!("segment_bytes is {segment_bytes}, which is no multiple of 4096")
         } else if log_bytes_max < 3 * segment_bytes {
             format!("log_bytes_max is {log_bytes_max}, less than three segments of {segment_bytes}")
+        } else if self.submitted_max == 0 {
+            "submitted_max is 0, and nothing could be submitted".into()
         } else {
             return Ok(());
         };

@@ -20,6 +20,7 @@ use crate::content::{NewContent, NewFile, NewSymlink, StagedSlot};
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::options::Durability;
 use crate::store::Engine;
+use crate::ticket::TicketState;
 use crate::transaction::Transaction;
 use crate::view::{DirId, Directory, Name, Now, Read, Seen, View};
 
@@ -34,6 +35,8 @@ pub(crate) struct Prepared {
     pub(crate) reads: Vec<Read>,
     /// The slots that new contents wait in.
     staged: Vec<Staged>,
+    /// Where its commit point is to be noted, if it was submitted.
+    pub(crate) ticket: Option<Arc<TicketState>>,
 }
 
 /// One net change, and how it is checked.
@@ -107,18 +110,17 @@ impl Engine {
         prepared.planned.sort_by(|one, other| {
             (one.change.order(), &one.change.path).cmp(&(other.change.order(), &other.change.path))
         });
-        let moves = prepared.planned.iter().any(|planned| planned.change.moved().is_some());
-        self.sync_staged(&staging.to_sync, moves)?;
+        self.sync_staged(&staging.to_sync, prepared.is_barrier())?;
         Ok(prepared)
     }
 
     /// Makes contents that are not in the log durable, and their names up to the store, before the log's sync; and what
-    /// moves, where it stands, since whoever made it may not have synced it.
-    fn sync_staged(&self, files: &[Arc<dyn File>], moves: bool) -> Result<(), Error> {
-        if files.is_empty() && !moves {
+    /// moves or goes, where it stands, since whoever put it there may not have synced that.
+    fn sync_staged(&self, files: &[Arc<dyn File>], is_barrier: bool) -> Result<(), Error> {
+        if files.is_empty() && !is_barrier {
             return Ok(());
         }
-        let result = if files.len() > SYNC_EACH_MAX || moves {
+        let result = if files.len() > SYNC_EACH_MAX || is_barrier {
             // Not on the root's descriptor: an error of other files, which that one reports once, is the checkpoint's.
             self.places.stage.sync_filesystem()
         } else {
@@ -171,7 +173,8 @@ impl<'a> Plan<'a> {
         };
         let moved = transaction.view.moved_inodes();
         let reads = transaction.view.kept_reads.clone();
-        let prepared = Prepared { label, agent, planned: Vec::new(), reads, staged: Vec::new() };
+        let prepared =
+            Prepared { label, agent, planned: Vec::new(), reads, staged: Vec::new(), ticket: None };
         Self { engine, view: &mut transaction.view, moved, permitted: HashSet::new(), staging, prepared }
     }
 
@@ -227,6 +230,7 @@ impl<'a> Plan<'a> {
             return Ok(());
         }
         let listings = self.listings(&entry, has_left);
+        self.check_emptied(&path, &entry, &listings)?;
         let contents = match &entry.original {
             Some(image) if image.kind == Kind::Dir && !has_left && !matches!(entry.now, Now::Original) => {
                 let gone = self.view.dir_of_inode(image.inode).expect("it was emptied");
@@ -353,6 +357,25 @@ impl<'a> Plan<'a> {
             listings.push((below, names));
         }
         listings
+    }
+
+    /// Whether the directories that go may be moved and emptied, which takes the right to write to each of them.
+    fn check_emptied(
+        &mut self,
+        path: &TreePath,
+        entry: &Name,
+        listings: &[(Box<[u8]>, BTreeSet<OsString>)],
+    ) -> Result<(), Error> {
+        let (Some(_), Some(original)) = (listings.first(), &entry.original) else { return Ok(()) };
+        let id = self.view.dir_of_inode(original.inode).expect("it was listed");
+        let top = self.view.handle(id)?.expect("it stands on disk");
+        for (below, names) in listings {
+            if below.is_empty() || !names.is_empty() {
+                let dir = top.open_dir(Path::new(std::ffi::OsStr::from_bytes(below)));
+                dir.and_then(|dir| dir.check_writable()).on("remove the directory", path.as_path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the name may be changed and its original taken away, found out before anything is.

@@ -28,6 +28,8 @@ use crate::error::{Error, ErrorKind, OnPath};
 use crate::lock::{LOCK_FILE, MEMBERS_FILE, StoreLock};
 use crate::options::{Checkpoints, Options};
 use crate::stage::Prepared;
+use crate::submit::Submits;
+use crate::trace;
 use crate::transaction::Transaction;
 
 /// How often [`Store::transact`] repeats its closure after a conflict.
@@ -57,7 +59,10 @@ pub(crate) struct Engine {
     stage: Stage,
     /// The commit lock: held for a batch, across its sync, and for the records of a checkpoint.
     pub(crate) commits: Mutex<CommitState>,
-    pub(crate) group: GroupCommit<Prepared, Outcome>,
+    /// What is handed in is a parcel of transactions; what comes back, one outcome for each.
+    pub(crate) group: GroupCommit<Vec<Prepared>, Vec<Outcome>>,
+    /// What waits for the thread that commits what was submitted.
+    pub(crate) submits: Submits,
     /// Held while a checkpoint is made. Taken before `commits`, never after.
     pub(crate) checkpoint_turn: Mutex<()>,
     /// Held while a segment is being added. Taken before `commits`, and never with `checkpoint_turn`.
@@ -115,6 +120,7 @@ impl Store {
     }
 
     pub(crate) fn open_with(root: &Path, options: Options) -> Result<Self, Error> {
+        trace::span!("atomtree.open", root = root.display().to_string());
         let vfs = options.vfs.clone();
         let root = vfs.open_root(root).on("open", root)?;
         check_confinement(&*root)?;
@@ -191,7 +197,7 @@ impl Store {
     }
 
     /// Makes a checkpoint now: everything committed so far is durable in place when this returns, and the log forgets
-    /// it.
+    /// it. What was submitted and is not applied yet is not waited for.
     ///
     /// # Errors
     /// `no_space`, after which it can be tried again. Any other means that the store is poisoned; the log still has
@@ -200,12 +206,12 @@ impl Store {
         self.shared.engine.checkpoint()
     }
 
-    /// Closes the store, for all its clones: the next open has nothing to replay.
+    /// Closes the store, for all its clones: the next open has nothing to replay. What was submitted commits first.
     ///
     /// Dropping the last clone closes it too, and keeps errors to itself; then the next open recovers.
     ///
     /// # Errors
-    /// As for [`Store::checkpoint`].
+    /// As for [`Store::checkpoint`]. `invalid_input` in a ticket's waker, which runs on the thread to be waited for.
     pub fn close(self) -> Result<(), Error> {
         self.shared.close()
     }
@@ -213,8 +219,16 @@ impl Store {
 
 impl Shared {
     fn close(&self) -> Result<(), Error> {
-        self.engine.close()?;
+        if self.engine.is_in_fork() {
+            return self.engine.check_health();
+        }
+        self.engine.drain_submits()?;
+        if let Err(error) = self.engine.close() {
+            self.engine.take_submits_again();
+            return Err(error);
+        }
         self.stop_checkpointer();
+        self.engine.stop_submits();
         Ok(())
     }
 
@@ -233,9 +247,15 @@ impl Drop for Shared {
             // The store is the parent's, and so is the thread. Its locks are not given up here.
             return;
         }
+        if self.engine.is_committing_thread() {
+            // A ticket's waker held the last handle, or the task that it woke did.
+            self.engine.orphan_submits();
+            return;
+        }
         // Nothing is lost by an error here: what is not settled, the next open settles.
         let _ = self.close();
         self.stop_checkpointer();
+        self.engine.stop_submits();
     }
 }
 
@@ -269,8 +289,12 @@ impl Engine {
             // Nothing to replay; a process that died before it logged anything may have left its staged files.
             recovery_free_sweep(&places, &stage, &ballast, can_exchange)
         } else {
+            trace::span!("atomtree.recovery");
             recovery.run(&mut log, &scan).map(|done| (report, next_tx) = done).map_err(Error::from)
         };
+        for one in &report.quarantined {
+            trace::event!(WARN, "quarantined", path = one.path.to_string(), kept = one.kept.as_str());
+        }
         if let Err(error) = recovered {
             // Unless it holds something, which the next recovery looks at.
             let _ = stage.remove(&places);
@@ -290,6 +314,7 @@ impl Engine {
             stage,
             commits: Mutex::new(CommitState { log, next_tx, settled, unsettled: Vec::new(), is_closed }),
             group: GroupCommit::new(),
+            submits: Submits::default(),
             checkpoint_turn: Mutex::new(()),
             spare_turn: Mutex::new(()),
             unsettled: Mutex::new(Unsettled::default()),
@@ -310,16 +335,18 @@ impl Engine {
     /// Whether commits are taken.
     pub(crate) fn check_health(&self) -> Result<(), Error> {
         if self.is_in_fork() {
-            let reason = "the store was opened before this process was forked; open it again in the child";
-            return Err(Error::invalid(ErrorKind::Unsupported, reason));
+            return Err(Error::in_fork());
         }
         match &*self.health.lock() {
             Health::Open => Ok(()),
             Health::Poisoned(reason) => Err(Error::Poisoned { reason: reason.clone() }),
-            Health::Closing | Health::Closed => {
-                Err(Error::invalid(ErrorKind::InvalidInput, "the store has been closed"))
-            }
+            Health::Closing | Health::Closed => Err(Error::closed()),
         }
+    }
+
+    /// Id of the process that opened the store.
+    pub(crate) fn opened_by(&self) -> u32 {
+        self.opened_by
     }
 
     /// Whether this is a forked child of the process that opened the store: what it has are copies, and using them would
@@ -336,10 +363,14 @@ impl Engine {
     /// Takes no more commits. The first reason stays.
     pub(crate) fn poison(&self, reason: &str) {
         let mut health = self.health.lock();
-        if matches!(*health, Health::Open | Health::Closing) {
+        let is_first = matches!(*health, Health::Open | Health::Closing);
+        if is_first {
             *health = Health::Poisoned(reason.to_owned());
         }
         drop(health);
+        if is_first {
+            trace::event!(ERROR, "poisoned", reason = reason);
+        }
         self.wake.notify_all();
     }
 
@@ -348,10 +379,8 @@ impl Engine {
         *self.health.lock() = Health::Closed;
     }
 
-    fn close(&self) -> Result<(), Error> {
-        if self.is_in_fork() {
-            return self.check_health();
-        }
+    /// Settles everything and gives the store up. Nothing that was submitted may be waiting.
+    pub(crate) fn close(&self) -> Result<(), Error> {
         let mut health = self.health.lock();
         match &*health {
             Health::Open => *health = Health::Closing,

@@ -20,6 +20,7 @@ use crate::content::{EditedFile, Failed, NewContent, NewFile, NewSymlink};
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::options::{Durability, HardLinks, Symlinks};
 use crate::store::Shared;
+use crate::ticket::Ticket;
 use crate::view::{DirId, Now, ROOT, Saved, Spot, Stands, View, invalid_path};
 
 /// Contents up to this size are edited in memory; larger ones in a copy of the file.
@@ -892,6 +893,29 @@ impl Transaction {
         // The transaction may be the last that keeps the store open; it stays open until the commit is through.
         let shared = self.shared.clone();
         shared.engine.commit(self)
+    }
+
+    /// Submits: everything that can fail early fails here, and the rest goes on behind the caller's back. Returns once
+    /// the new contents are staged, before the sync; [`Ticket`] tells how it went. Transactions that are submitted one
+    /// after another share syncs without a thread for each.
+    ///
+    /// They become durable in the order in which they were submitted, unless they fail. Blocks while as many as
+    /// [`crate::Options::submitted_max`] wait. A transaction that reads or changes what a submitted one changes should
+    /// begin after [`Ticket::applied`]: otherwise it sees the tree without that, and one of the two is a conflict.
+    ///
+    /// If this transaction is the last that keeps the store open, that is closed here, which waits for everything.
+    ///
+    /// # Durability
+    /// None when this returns: after a crash the transaction is there whole or not at all. [`Ticket::durable`] waits
+    /// for more.
+    ///
+    /// # Errors
+    /// Those that [`Transaction::commit`] finds before the commit lock: nothing was changed. What comes up later, a
+    /// conflict for instance, the ticket tells. `invalid_input` while the store is being closed.
+    pub fn submit(self) -> Result<Ticket, Error> {
+        // The store stays open until the transaction is in the queue, which closing waits for.
+        let shared = self.shared.clone();
+        shared.engine.submit(self)
     }
 
     // What the operations are made of.

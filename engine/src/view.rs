@@ -182,6 +182,11 @@ impl View {
         self.dirs.iter().enumerate().map(|(index, dir)| (DirId(index), dir))
     }
 
+    /// How many names were touched.
+    pub(crate) fn touched(&self) -> usize {
+        self.dirs.iter().map(|directory| directory.names.len()).sum()
+    }
+
     pub(crate) fn dir(&self, id: DirId) -> &Directory {
         &self.dirs[id.0]
     }

@@ -16,7 +16,7 @@ use atomtree_vfs::{Access, Dir, Kind, Metadata, is_symlink_error};
 use atomtree_wal::Lsn;
 
 use crate::ballast::Ballast;
-use crate::image::{Attributes, Image, Slot};
+use crate::image::{Attributes, Image, MADE_DIR_MODE, Slot};
 use crate::places::Places;
 use crate::plan::{After, Change, Moved};
 use crate::subtree::Subtree;
@@ -24,6 +24,9 @@ use crate::tree_path::TreePath;
 
 /// Open directory handles are bounded, however many directories a transaction touches.
 const PARENTS_MAX: usize = 64;
+
+/// The owner's rights to pass through a directory and to change its names.
+const OWNER_CHANGES: u32 = 0o300;
 
 /// How often a name may change under our hands before the error is handed up.
 const ATTEMPTS: usize = 8;
@@ -127,6 +130,8 @@ pub struct Applier<'a> {
     /// Names the quarantine's files.
     lsn: Lsn,
     displaced: Vec<Displaced>,
+    /// Names where something should have been moved to that another program took away.
+    lost: Vec<TreePath>,
 }
 
 impl<'a> Applier<'a> {
@@ -146,12 +151,19 @@ impl<'a> Applier<'a> {
             can_exchange,
             lsn,
             displaced: Vec::new(),
+            lost: Vec::new(),
         }
     }
 
     /// What has been displaced since this was last asked.
     pub fn take_displaced(&mut self) -> Vec<Displaced> {
         std::mem::take(&mut self.displaced)
+    }
+
+    /// Which names have got nothing since this was last asked, because another program took away what was to be moved
+    /// there, after the last check.
+    pub fn take_lost(&mut self) -> Vec<TreePath> {
+        std::mem::take(&mut self.lost)
     }
 
     /// Goes on for another transaction, whose quarantined files carry `lsn`.
@@ -175,11 +187,44 @@ impl<'a> Applier<'a> {
             moving.sort_by_key(|change| change.moved().map(|moved| std::cmp::Reverse(moved.from.depth())));
             for change in moving {
                 let (Some(moved), Some(slot)) = (change.moved(), &change.slot) else { continue };
-                self.take_moved(moved, slot).map_err(|error| (moved.from.as_path().to_owned(), error))?;
+                if !self.take_moved(moved, slot).map_err(|error| (moved.from.as_path().to_owned(), error))? {
+                    self.lost.push(change.path.clone());
+                }
             }
         }
         for change in changes {
             self.apply_one(change, changes).map_err(|error| (change.path.as_path().to_owned(), error))?;
+        }
+        self.close_directories(changes.iter().filter_map(|change| {
+            let is_made = matches!(change.after, After::Dir { .. } | After::Moved(_));
+            let mode = change.after.attributes().filter(|_| is_made)?.mode;
+            Some((&change.path, mode))
+        }))
+    }
+
+    /// Takes the owner's right to change names away where that is wanted, the deepest first: until now something had to
+    /// be put there.
+    pub fn close_directories<'b>(
+        &mut self,
+        modes: impl Iterator<Item = (&'b TreePath, u32)>,
+    ) -> Result<(), (PathBuf, io::Error)> {
+        let mut closing: Vec<_> = modes.filter(|(_, mode)| mode & OWNER_CHANGES != OWNER_CHANGES).collect();
+        closing.sort_by_key(|(path, _)| std::cmp::Reverse(path.depth()));
+        for (path, mode) in closing {
+            let failed = |error| (path.as_path().to_owned(), error);
+            let dir = match self.parents.of(path) {
+                Ok(parent) => parent.dir,
+                Err(error) if is_no_directory(&error) => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            match dir.metadata(path.name()) {
+                Ok(found) if found.kind == Kind::Dir && found.mode == mode | OWNER_CHANGES => {
+                    dir.set_mode_of(path.name(), mode).map_err(failed)?;
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
         Ok(())
     }
@@ -198,6 +243,7 @@ impl<'a> Applier<'a> {
                 self.take_out(path, slot, &mut as_checked)?;
                 self.make_dir(path, attributes)?;
             }
+            (After::Moved(_), _) if self.lost.contains(path) => {}
             (After::Moved(moved), Some(slot)) => {
                 if moves_at_once(all) {
                     self.move_at_once(moved, path, slot)?;
@@ -205,8 +251,9 @@ impl<'a> Applier<'a> {
                     self.put(slot, path, exists, &mut as_checked)?;
                 }
                 self.parents.forget();
-                if moved.attributes.mode != moved.before.mode {
-                    self.parents.of(path)?.dir.set_mode_of(path.name(), moved.attributes.mode)?;
+                if moved.attributes.mode != moved.before.mode && !self.lost.contains(path) {
+                    let mode = passing_mode(moved.kind, moved.attributes.mode);
+                    self.parents.of(path)?.dir.set_mode_of(path.name(), mode)?;
                 }
             }
             (After::File { .. } | After::Symlink { .. }, Some(slot)) => {
@@ -224,37 +271,44 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Takes an inode that moves out of the place where it stood, into its slot.
-    fn take_moved(&mut self, moved: &Moved, slot: &Slot) -> io::Result<()> {
-        let dir = self.parents.of(&moved.from)?.dir;
+    /// Takes what stands at the place of an inode that moves into its slot: that inode, or what another program has put
+    /// there since the check, which moves in its place. Returns false if nothing stands there any more.
+    fn take_moved(&mut self, moved: &Moved, slot: &Slot) -> io::Result<bool> {
+        let dir = match self.parents.of(&moved.from) {
+            Ok(parent) => parent.dir,
+            Err(error) if is_no_directory(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        };
         let slot_dir = self.slots.of(self.places, slot)?;
-        self.with_ballast(|_| dir.rename(moved.from.name(), &*slot_dir, &slot.os_name()))?;
+        let taken = self.with_ballast(|_| dir.rename(moved.from.name(), &*slot_dir, &slot.os_name()));
         self.parents.forget();
-        self.check_moved(moved, &*slot_dir, &slot.os_name())
+        match taken {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            taken => taken.map(|()| true),
+        }
     }
 
-    /// Renames an inode from the one place to the other.
+    /// Renames an inode from the one place to the other, by way of its slot if somebody has put something there since
+    /// the check.
     fn move_at_once(&mut self, moved: &Moved, path: &TreePath, slot: &Slot) -> io::Result<()> {
-        let (from, to) = (self.parents.of(&moved.from)?.dir, self.parent(path)?);
-        match self.with_ballast(|_| from.rename(moved.from.name(), &*to, path.name())) {
-            Ok(()) => self.check_moved(moved, &*to, path.name()),
-            // Somebody has put something there since the check.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.take_moved(moved, slot)?;
-                self.put(slot, path, true, &mut |_, _| Ok(false))
-            }
+        let to = self.parent(path)?;
+        let direct = match self.parents.of(&moved.from) {
+            Ok(from) => self.with_ballast(|_| from.dir.rename(moved.from.name(), &*to, path.name())),
+            Err(error) if is_no_directory(&error) => Err(io::ErrorKind::NotFound.into()),
             Err(error) => Err(error),
+        };
+        match direct {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.lost.push(path.clone()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if self.take_moved(moved, slot)? {
+                    self.put(slot, path, true, &mut |_, _| Ok(false))?;
+                } else {
+                    self.lost.push(path.clone());
+                }
+            }
+            direct => direct?,
         }
-    }
-
-    /// Another program may have put something else in the place of what moves, after the last check. That goes to
-    /// quarantine, and what should have moved is elsewhere.
-    fn check_moved(&mut self, moved: &Moved, dir: &dyn Dir, name: &OsStr) -> io::Result<()> {
-        if moved.is(&dir.metadata(name)?) {
-            return Ok(());
-        }
-        self.quarantine(dir, name, &moved.from)?;
-        Err(io::ErrorKind::NotFound.into())
+        Ok(())
     }
 
     /// Sets the permission bits of what stands at the name, if that is still what was checked.
@@ -357,22 +411,23 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Makes a directory, with its parents where somebody removed them. One that is already there stays as it is;
+    /// Makes a directory, which its owner may change until [`Applier::close_directories`], with its parents where
+    /// somebody removed them. One that is already there stays as it is;
     /// anything else in its place goes to quarantine.
     pub fn make_dir(&mut self, path: &TreePath, attributes: &Attributes) -> io::Result<()> {
         for attempt in 1.. {
             let dir = self.parent(path)?;
-            match self.with_ballast(|_| dir.create_dir(path.name(), attributes.mode & 0o777)) {
+            let mode = passing_mode(Kind::Dir, attributes.mode);
+            // Open to nobody else before it has the mode that it shall have.
+            match self.with_ballast(|_| dir.create_dir(path.name(), MADE_DIR_MODE)) {
                 Ok(()) => {
-                    // Open to nobody else in between would need a rename; the bits removed here are only those that
-                    // another process's umask left in.
                     let made = dir.open_dir(Path::new(path.name()))?;
                     let found = made.own_metadata()?;
                     if (found.uid, found.gid) != (attributes.uid, attributes.gid) {
                         made.set_owner(attributes.uid, attributes.gid)?;
                     }
-                    if made.own_metadata()?.mode != attributes.mode {
-                        made.set_mode(attributes.mode)?;
+                    if made.own_metadata()?.mode != mode {
+                        made.set_mode(mode)?;
                     }
                     return Ok(());
                 }
@@ -489,13 +544,19 @@ impl<'a> Applier<'a> {
     }
 }
 
+/// The mode that something gets for as long as names may have to be changed in it.
+pub fn passing_mode(kind: Kind, mode: u32) -> u32 {
+    if kind == Kind::Dir { mode | OWNER_CHANGES } else { mode }
+}
+
 /// Whether all there is to move is one inode, to a free name in a directory that is there already: then one rename
 /// does it, and no reader ever misses it.
 fn moves_at_once(changes: &[Change<'_>]) -> bool {
     let mut moving = changes.iter().filter(|change| change.moved().is_some());
     match (moving.next(), moving.next()) {
         (Some(change), None) => {
-            let is_left_free = |from: &TreePath| !changes.iter().any(|other| other.path == *from);
+            let is_left_free =
+                |from: &TreePath| !changes.iter().any(|other| from.is_at_or_below(&other.path));
             change.before.is_none()
                 && change.parent != 0
                 && change.moved().is_some_and(|moved| is_left_free(&moved.from))

@@ -40,6 +40,11 @@ impl Ballast {
         Ok(true)
     }
 
+    /// Whether the space is there to be given up.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
+    }
+
     /// Takes the space (again). Costs nothing while it is there.
     ///
     /// # Errors

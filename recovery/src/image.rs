@@ -74,6 +74,10 @@ fn is_label(name: &[u8]) -> bool {
     [b"security.selinux".as_slice(), b"security.SMACK64", b"security.apparmor"].contains(&name)
 }
 
+/// The mode of a directory that was just made, before it gets the one that it shall have; with the setgid bit where the
+/// directory above hands that on.
+pub const MADE_DIR_MODE: u32 = 0o700;
+
 /// One extended attribute as it is logged.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Attribute {
@@ -169,9 +173,11 @@ impl Attributes {
     }
 
     /// Whether every single item of `found` is one of the `logged` ones, or what a file has that `creator` has just
-    /// created (mode 0600, nothing else): then a cut took part of our own changes, and nobody else touched it.
+    /// created (mode 0600, or 0700 for a directory, nothing else): then a cut took part of our own changes, and nobody
+    /// else touched it.
     pub fn is_mix(found: &Self, logged: &[&Self], creator: &Identity) -> bool {
-        let mode = found.mode == 0o600 || logged.iter().any(|one| one.mode == found.mode);
+        let is_just_made = found.mode == 0o600 || found.mode & !0o2000 == MADE_DIR_MODE;
+        let mode = is_just_made || logged.iter().any(|one| one.mode == found.mode);
         let user = found.uid == creator.uid || logged.iter().any(|one| one.uid == found.uid);
         let group = found.gid == creator.gid || logged.iter().any(|one| one.gid == found.gid);
         let xattrs = found.xattrs.iter().all(|xattr| logged.iter().any(|one| one.xattrs.contains(xattr)));

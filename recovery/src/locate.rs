@@ -1,14 +1,15 @@
 //! Finds inodes that were being moved when a crash came, wherever it left them.
 //!
 //! An inode is known by its number. It stands where it stood, in its slot, or where it shall stand; and since the
-//! directories on the way there may themselves have been moved, or not yet, the search goes on from each that it finds.
+//! directories on the way there may themselves have been moved, or taken out of the tree, or not yet, the search goes
+//! on from each of those that it finds.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use atomtree_vfs::{Dir, Kind};
+use atomtree_vfs::{Dir, Kind, Metadata, Timestamp};
 
 use crate::apply::{Parents, is_no_directory};
 use crate::image::Slot;
@@ -25,25 +26,44 @@ pub(crate) struct Place {
     pub(crate) slot: Option<Slot>,
 }
 
-/// A change that moves an inode, with what is moved.
-type Move<'a> = (&'a Change<'a>, &'a Moved);
+/// An inode that moved, with its place; none if another program has taken it away.
+pub(crate) struct Located<'a> {
+    pub(crate) change: &'a Change<'a>,
+    pub(crate) moved: &'a Moved,
+    pub(crate) place: Option<Place>,
+}
 
-/// Where each of the inodes is; `None` for one that another program has taken away.
-pub(crate) fn locate(
+/// An inode to be found: one that moves, or a directory that was taken out and may hold one that does.
+struct Sought<'a> {
+    change: &'a Change<'a>,
+    identity: (Kind, u64, Option<Timestamp>),
+    /// Where it stood before.
+    from: TreePath,
+    place: Option<Place>,
+}
+
+impl Sought<'_> {
+    fn is(&self, found: &Metadata) -> bool {
+        self.identity == (found.kind, found.inode, found.born)
+    }
+}
+
+/// Where each inode is that one of these changes moves.
+pub(crate) fn locate<'a>(
     places: &Places,
     parents: &mut Parents,
-    moves: &[Move<'_>],
-) -> io::Result<Vec<Option<Place>>> {
-    let mut found: Vec<Option<Place>> = vec![None; moves.len()];
-    if moves.is_empty() {
-        return Ok(found);
+    changes: &[&'a Change<'a>],
+) -> io::Result<Vec<Located<'a>>> {
+    if !changes.iter().any(|change| change.moved().is_some()) {
+        return Ok(Vec::new());
     }
-    look_in_slots(places, moves, &mut found)?;
-    for (index, (change, moved)) in moves.iter().enumerate() {
-        for path in [&change.path, &moved.from] {
-            if found[index].is_none() {
-                found[index] = match parents.of(path) {
-                    Ok(parent) => at(&parent.dir, path.name(), moved)?,
+    let mut sought: Vec<Sought<'a>> = changes.iter().flat_map(|change| sought_of(change, changes)).collect();
+    look_in_slots(places, &mut sought)?;
+    for one in sought.iter_mut().filter(|one| one.place.is_none()) {
+        for path in [&one.change.path, &one.from] {
+            if one.place.is_none() {
+                one.place = match parents.of(path) {
+                    Ok(parent) => at(&parent.dir, path.name(), one)?,
                     Err(error) if is_no_directory(&error) => None,
                     Err(error) => return Err(error),
                 };
@@ -51,36 +71,48 @@ pub(crate) fn locate(
         }
     }
     // Below those that were found, until a round finds no more.
-    loop {
-        let mut is_news = false;
-        for index in 0..moves.len() {
-            if found[index].is_some() {
-                continue;
-            }
-            if let Some(place) = below_others(moves, &found, index)? {
-                found[index] = Some(place);
-                is_news = true;
-            }
-        }
-        if !is_news {
-            return Ok(found);
-        }
+    while look_below(&mut sought)? {}
+    let moved = sought.into_iter().filter_map(|one| {
+        let moved = one.change.moved().filter(|moved| moved.inode == one.identity.1)?;
+        Some(Located { change: one.change, moved, place: one.place })
+    });
+    Ok(moved.collect())
+}
+
+fn sought_of<'a>(change: &'a Change<'a>, all: &[&'a Change<'a>]) -> Vec<Sought<'a>> {
+    let mut sought = Vec::new();
+    if let Some(moved) = change.moved() {
+        let identity = (moved.kind, moved.inode, moved.born);
+        sought.push(Sought { change, identity, from: moved.from.clone(), place: None });
     }
+    if let Some(image) = change.before.as_ref().filter(|_| change.takes_directory()) {
+        let identity = (Kind::Dir, image.inode, image.born);
+        sought.push(Sought { change, identity, from: original_path(&change.path, all), place: None });
+    }
+    sought
+}
+
+/// Where a name stood before the directories above it moved.
+fn original_path(path: &TreePath, all: &[&Change<'_>]) -> TreePath {
+    let nearest = all
+        .iter()
+        .filter_map(|change| Some((change.moved()?, path.relative_to(&change.path)?)))
+        .min_by_key(|(_, rest)| rest.depth());
+    nearest.and_then(|(moved, rest)| moved.from.below(&rest)).unwrap_or_else(|| path.clone())
 }
 
 /// Every directory in `stage/` is looked through, because an earlier recovery may have taken an inode into its own.
-fn look_in_slots(places: &Places, moves: &[Move<'_>], found: &mut [Option<Place>]) -> io::Result<()> {
+fn look_in_slots(places: &Places, sought: &mut [Sought<'_>]) -> io::Result<()> {
     for entry in places.stage.list()? {
         let Some(dir_name) = entry.name.to_str() else { continue };
         let dir = places.stage.open_dir(Path::new(&entry.name))?;
         for file in dir.list()? {
             let Some(name) = file.name.to_str() else { continue };
-            let slot = Slot { dir: dir_name.to_owned(), name: name.to_owned() };
-            // Most slots hold files, and most moves are of directories.
-            for (index, (_, moved)) in moves.iter().enumerate() {
-                if found[index].is_none() && (file.kind == moved.kind || file.kind == Kind::Other) {
-                    found[index] =
-                        at(&dir, &file.name, moved)?.map(|place| Place { slot: Some(slot.clone()), ..place });
+            for one in sought.iter_mut().filter(|one| one.place.is_none()) {
+                // Most slots hold files, and most moves are of directories.
+                if file.kind == one.identity.0 || file.kind == Kind::Other {
+                    let slot = Slot { dir: dir_name.to_owned(), name: name.to_owned() };
+                    one.place = at(&dir, &file.name, one)?.map(|place| Place { slot: Some(slot), ..place });
                 }
             }
         }
@@ -88,33 +120,40 @@ fn look_in_slots(places: &Places, moves: &[Move<'_>], found: &mut [Option<Place>
     Ok(())
 }
 
-/// The place below another moved directory, by the path that it had there or shall have.
-fn below_others(moves: &[Move<'_>], found: &[Option<Place>], index: usize) -> io::Result<Option<Place>> {
-    let (change, moved) = moves[index];
-    for ((other_change, other), place) in moves.iter().zip(found) {
-        let Some(place) = place else { continue };
-        let paths: [Option<TreePath>; 2] =
-            [moved.from.relative_to(&other.from), change.path.relative_to(&other_change.path)];
-        for path in paths.into_iter().flatten() {
-            let opened =
-                place.dir.open_dir(Path::new(&place.name)).and_then(|dir| dir.open_dir(path.parent_path()));
-            match opened {
-                Ok(dir) => {
-                    if let Some(place) = at(&dir, path.name(), moved)? {
-                        return Ok(Some(place));
-                    }
+/// Looks for what is missing below what was found, by the path that it had there or shall have. Returns whether
+/// anything was.
+fn look_below(sought: &mut [Sought<'_>]) -> io::Result<bool> {
+    let mut is_news = false;
+    for index in 0..sought.len() {
+        let one = &sought[index];
+        if one.place.is_some() {
+            continue;
+        }
+        let mut found = None;
+        for other in sought.iter() {
+            let Some(place) = &other.place else { continue };
+            let paths = [one.from.relative_to(&other.from), one.change.path.relative_to(&other.change.path)];
+            for path in paths.into_iter().flatten() {
+                let opened = place
+                    .dir
+                    .open_dir(Path::new(&place.name))
+                    .and_then(|dir| dir.open_dir(path.parent_path()));
+                match opened {
+                    Ok(dir) => found = found.or(at(&dir, path.name(), one)?),
+                    Err(error) if is_no_directory(&error) => {}
+                    Err(error) => return Err(error),
                 }
-                Err(error) if is_no_directory(&error) => {}
-                Err(error) => return Err(error),
             }
         }
+        is_news |= found.is_some();
+        sought[index].place = found;
     }
-    Ok(None)
+    Ok(is_news)
 }
 
-fn at(dir: &Arc<dyn Dir>, name: &OsStr, moved: &Moved) -> io::Result<Option<Place>> {
+fn at(dir: &Arc<dyn Dir>, name: &OsStr, sought: &Sought<'_>) -> io::Result<Option<Place>> {
     match dir.metadata(name) {
-        Ok(found) if moved.is(&found) => {
+        Ok(found) if sought.is(&found) => {
             Ok(Some(Place { dir: dir.clone(), name: name.to_owned(), slot: None }))
         }
         Ok(_) => Ok(None),

@@ -256,8 +256,10 @@ impl Change<'_> {
     pub fn order(&self) -> (u8, usize) {
         match self.after {
             After::Dir { .. } | After::Moved(_) => (0, self.path.depth()),
-            After::File { .. } | After::Symlink { .. } | After::Same { .. } => (1, 0),
+            After::File { .. } | After::Symlink { .. } => (1, 0),
             After::Absent => (2, 0),
+            // A directory that is closed by it has been filled by then.
+            After::Same { .. } => (3, usize::MAX - self.path.depth()),
         }
     }
 

@@ -15,13 +15,13 @@ use atomtree_vfs::{Dir, File, Kind, is_symlink_error};
 use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
 use crate::analyze::{Analysis, Committed, analyze, watermark};
-use crate::apply::{Applier, Displaced, Parents, is_no_directory, quarantine_name};
+use crate::apply::{Applier, Displaced, Parents, is_no_directory, passing_mode, quarantine_name};
 use crate::ballast::Ballast;
 use crate::decision::{Action, Found, Goal, Proof, decide};
 use crate::error::{Doing, Error};
 use crate::image::{Attributes, Content, Digest, Image, Slot, open_own};
 use crate::known::{Known, Likeness};
-use crate::locate::locate;
+use crate::locate::{Located, locate};
 use crate::log_records::append_checkpoint;
 use crate::manifest::{self, Summary};
 use crate::places::Places;
@@ -233,21 +233,23 @@ impl<'a> Repair<'a> {
             let source = sources.remove(path).flatten();
             self.one_name(target, source).doing("recover", path)?;
         }
-        Ok(())
+        let modes =
+            self.goals.values().filter_map(|target| Some((&target.change.path, target.attributes()?.mode)));
+        self.applier
+            .close_directories(modes)
+            .map_err(|(path, error)| (path.display().to_string(), error))
+            .or_else(|(path, error)| Err(error).doing("recover", &path))
     }
 
     /// Takes every inode that moves, and does not stand at its new name yet, into a slot: from there it goes to its name
     /// in turn, parents before what they hold.
     fn take_moving(&mut self) -> Result<(), Error> {
         let changes: Vec<&'a Change<'a>> = self.goals.values().map(|target| target.change).collect();
-        let moves: Vec<(&'a Change<'a>, &'a Moved)> =
-            changes.into_iter().filter_map(|change| Some((change, change.moved()?))).collect();
-        let places = locate(self.recovery.places, &mut self.applier.parents, &moves)
+        let located = locate(self.recovery.places, &mut self.applier.parents, &changes)
             .doing("look for what was moved in", "the root")?;
-        for ((change, moved), place) in moves.into_iter().zip(places) {
+        for Located { change, moved, place } in located {
             let Some(place) = place else { continue };
-            let is_there = self.stands_at(moved, &change.path).doing("look at", &change.path)?;
-            if is_there {
+            if self.is_in_place(change, moved).doing("look at", &change.path)? {
                 continue;
             }
             let slot = match place.slot {
@@ -268,13 +270,32 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    fn stands_at(&mut self, moved: &Moved, path: &TreePath) -> io::Result<bool> {
-        let found = self.applier.parents.of(path).and_then(|parent| parent.dir.metadata(path.name()));
-        match found {
-            Ok(found) => Ok(moved.is(&found)),
-            Err(error) if is_no_directory(&error) => Ok(false),
-            Err(error) => Err(error),
+    /// Whether an inode stands where it shall stand, in directories that are all those that shall be there: else it would
+    /// go along with one that goes.
+    fn is_in_place(&mut self, change: &Change<'_>, moved: &Moved) -> io::Result<bool> {
+        let mut at = Some(change.path.clone());
+        while let Some(path) = at {
+            let found = match self.applier.parents.of(&path).and_then(|above| above.dir.metadata(path.name()))
+            {
+                Ok(found) => found,
+                Err(error) if is_no_directory(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            let is_right = if path == change.path {
+                moved.is(&found)
+            } else {
+                self.goals.get(&path).is_none_or(|target| match &target.change.after {
+                    After::Moved(above) => above.is(&found),
+                    After::Same { .. } => true,
+                    _ => !target.change.before.as_ref().is_some_and(|image| image.is_directory(&found)),
+                })
+            };
+            if !is_right {
+                return Ok(false);
+            }
+            at = path.parent();
         }
+        Ok(true)
     }
 
     fn one_name(&mut self, target: Target<'a>, source: Option<Source>) -> io::Result<()> {
@@ -451,7 +472,8 @@ impl<'a> Repair<'a> {
                 if (wanted.uid, wanted.gid) != (found.uid, found.gid) {
                     dir.set_owner(wanted.uid, wanted.gid)?;
                 }
-                dir.set_mode(wanted.mode)
+                // What is in it comes later.
+                dir.set_mode(passing_mode(Kind::Dir, wanted.mode))
             }
             (None, None) => Ok(()),
         }
@@ -468,8 +490,15 @@ impl<'a> Repair<'a> {
         };
         let path = &target.change.path;
         let identity = self.recovery.places.vfs.identity()?;
+        let mut logged = self.logged[path].clone();
+        // Between being made and being filled a directory has other bits than it shall have.
+        let is_dir = !matches!(target.change.after, After::File { .. } | After::Symlink { .. });
+        let passing: Vec<Attributes> = (logged.iter().filter(|_| is_dir))
+            .map(|one| Attributes { mode: passing_mode(Kind::Dir, one.mode), ..(*one).clone() })
+            .collect();
+        logged.extend(&passing);
         // Any transaction that has not settled may have given the file what was found.
-        if Attributes::is_mix(found, &self.logged[path], &identity) {
+        if Attributes::is_mix(found, &logged, &identity) {
             return Ok(Some(goal.clone()));
         }
         self.report.metadata_kept.push(path.clone());
@@ -529,7 +558,7 @@ impl<'a> Repair<'a> {
             self.applier.parents.forget();
             if attributes.mode != moved.before.mode {
                 let dir = self.applier.parents.of(&change.path)?.dir;
-                dir.set_mode_of(change.path.name(), attributes.mode)?;
+                dir.set_mode_of(change.path.name(), passing_mode(moved.kind, attributes.mode))?;
             }
         }
         Ok(())

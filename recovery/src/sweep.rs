@@ -121,6 +121,16 @@ fn sweep_file(
         {
             return dir.remove_file(name);
         }
+        let found = dir.metadata(name)?;
+        if found.kind == Kind::Dir {
+            // Inode numbers are used again: only its own record explains what a slot holds.
+            return match &change.before {
+                Some(image) if change.takes_directory() && image.is_directory(&found) => {
+                    applier.clear_directory(dir, name, &change.path, &change.contents)
+                }
+                _ => applier.quarantine(dir, name, &change.path),
+            };
+        }
         return match known.likeness(dir, name)? {
             Likeness::Image | Likeness::Torn => clear_known(dir, name, known, applier),
             Likeness::Foreign => applier.quarantine(dir, name, &change.path),

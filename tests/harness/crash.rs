@@ -178,7 +178,7 @@ pub fn machine(history: &History) -> Sim {
                 sim.create_dir(&path);
                 sim.set_mode(&path, *mode);
             }
-            Entry::Other => unreachable!("histories start with files and directories"),
+            Entry::Link(_) | Entry::Other => unreachable!("histories start with files and directories"),
         }
     }
     sim.advance(1_000_000_000);
@@ -379,7 +379,8 @@ fn collect(dir: &dyn Dir, path: &str, tree: &mut Tree) -> io::Result<()> {
                 collect(&*dir.open_dir(Path::new(&found.name))?, &at, tree)?;
                 Entry::Dir(mode)
             }
-            _ => Entry::Other,
+            Kind::Symlink => Entry::Link(dir.read_link(&found.name)?.to_string_lossy().into_owned()),
+            Kind::Other => Entry::Other,
         };
         tree.insert(at, entry);
     }

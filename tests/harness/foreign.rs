@@ -3,6 +3,7 @@
 //! The oracle: what the other program wrote and synced is at its name or in quarantine afterwards, every other name is
 //! as some allowed tree has it, and a recovery that follows changes nothing any more.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::IoSlice;
 use std::path::Path;
@@ -14,7 +15,7 @@ use atomtree::vfs::{Access, File, Vfs};
 use atomtree::{ErrorKind, Store};
 
 use crate::crash::{Crash, ROOT, Watch, differences, machine, open, quarantine_of, tree_of};
-use crate::history::{Entry, History, PATHS, Random, Settings, Tree, generate_operations_on};
+use crate::history::{Entry, History, Operation, PATHS, Random, Settings, Tree, generate_operations_on};
 
 /// What the other program does to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +145,8 @@ struct Outcome {
     conflicts: u64,
     /// Names in quarantine that receipts gave for the edited name.
     kept: Vec<String>,
+    /// Names that what stood at the edited one was renamed to: a large file moves with whatever is in it.
+    moved_to: BTreeSet<&'static str>,
     operations: u64,
     store: Option<Store>,
 }
@@ -211,6 +214,7 @@ impl Scenario {
             allowed: vec![tree.clone()],
             conflicts: 0,
             kept: Vec::new(),
+            moved_to: BTreeSet::new(),
             operations: 0,
             store: None,
         };
@@ -233,6 +237,13 @@ impl Scenario {
             let mut next = tree.clone();
             let operations = generate_operations_on(&mut random, &mut next, &paths);
             outcome.allowed = vec![tree.clone(), next.clone()];
+            for operation in &operations {
+                if let Operation::Rename(from, to) = operation
+                    && (*from == self.path || outcome.moved_to.contains(from))
+                {
+                    outcome.moved_to.insert(to);
+                }
+            }
             match crate::crash::commit(&store, &operations) {
                 Ok(receipt) => {
                     tree = next;
@@ -382,8 +393,8 @@ impl Scenario {
             store.checkpoint().map_err(|error| format!("no checkpoint: {error}"))?;
         }
         let promised = synced || !cut;
-        self.check(&last, &outcome.allowed, promised)?;
-        let in_place = self.is_in_place(&last);
+        self.check(&last, &outcome, promised)?;
+        let in_place = self.is_in_place(&last, &outcome);
         // It was displaced by a commit that was acknowledged, or by a recovery, and neither was cut short.
         let kept = &outcome.kept;
         if self.crash.is_none() && promised && self.kind != Kind::Remove && !in_place {
@@ -408,9 +419,8 @@ impl Scenario {
         if self.crash.is_some() && again.recovery().redone != 0 {
             return Err(format!("the second open was not idle: {:#?}", again.recovery()));
         }
-        self.check(&after, &outcome.allowed, promised)
-            .map_err(|reason| format!("after all that: {reason}"))?;
-        let quarantined = promised && self.kind != Kind::Remove && !self.is_in_place(&after);
+        self.check(&after, &outcome, promised).map_err(|reason| format!("after all that: {reason}"))?;
+        let quarantined = promised && self.kind != Kind::Remove && !self.is_in_place(&after, &outcome);
         Ok(Tally {
             conflicts: outcome.conflicts,
             in_place: u64::from(promised && !quarantined),
@@ -419,13 +429,22 @@ impl Scenario {
         })
     }
 
-    fn is_in_place(&self, machine: &Sim) -> bool {
-        matches!(tree_of(machine).get(self.path), Some(Entry::File { content, .. }) if **content == self.content)
+    fn is_in_place(&self, machine: &Sim, outcome: &Outcome) -> bool {
+        let tree = tree_of(machine);
+        std::iter::once(&self.path).chain(&outcome.moved_to).any(|path| self.is_edit(tree.get(*path)))
+    }
+
+    fn is_edit(&self, entry: Option<&Entry>) -> bool {
+        matches!(entry, Some(Entry::File { content, .. }) if **content == self.content)
     }
 
     /// The edit is somewhere, and every other name is as one allowed tree has it.
-    fn check(&self, machine: &Sim, allowed: &[Tree], promised: bool) -> Result<(), String> {
+    fn check(&self, machine: &Sim, outcome: &Outcome, promised: bool) -> Result<(), String> {
+        let allowed = &outcome.allowed;
         let mut found = tree_of(machine);
+        let moved: Vec<&str> =
+            outcome.moved_to.iter().copied().filter(|path| self.is_edit(found.get(*path))).collect();
+        moved.iter().for_each(|path| drop(found.remove(*path)));
         let here = found.remove(self.path);
         let is_parent = |path: &String| Path::new(self.path).starts_with(path);
         // Directories on the way to the edited name may have been made by the other program.
@@ -433,6 +452,7 @@ impl Scenario {
         let others = |tree: &Tree| {
             let mut tree = tree.clone();
             tree.remove(self.path);
+            moved.iter().for_each(|path| drop(tree.remove(*path)));
             tree.retain(|path, entry| !(is_parent(path) && matches!(entry, Entry::Dir(_))));
             tree
         };
@@ -441,7 +461,7 @@ impl Scenario {
         if matching.is_empty() {
             return Err(format!("another name is wrong\n{}", differences(&found, &trees)));
         }
-        let edited = matches!(&here, Some(Entry::File { content, .. }) if **content == self.content);
+        let edited = self.is_edit(here.as_ref()) || !moved.is_empty();
         if edited || !promised {
             return Ok(());
         }

@@ -69,6 +69,8 @@ pub enum Entry {
     },
     /// A directory with these permission bits.
     Dir(u32),
+    /// A symlink that leads there.
+    Link(String),
     /// Anything else.
     Other,
 }
@@ -94,6 +96,7 @@ impl fmt::Debug for Entry {
                 )
             }
             Self::Dir(mode) => write!(formatter, "{mode:04o} directory"),
+            Self::Link(target) => write!(formatter, "symlink to {target}"),
             Self::Other => formatter.write_str("neither file nor directory"),
         }
     }
@@ -110,6 +113,9 @@ pub const NEW_DIR_MODE: u32 = 0o755;
 /// The names that histories use: few, so that transactions meet, and at several depths.
 pub const PATHS: [&str; 7] = ["a", "b", "dir/x", "dir/y", "new/deep/z", "new/w", "fill"];
 
+/// The directories that histories make, move, remove and put other things in the place of.
+pub const DIRS: [&str; 6] = ["dir", "new", "new/deep", "dir/in", "other", "b"];
+
 /// One operation of a transaction.
 #[derive(Clone)]
 pub enum Operation {
@@ -125,6 +131,16 @@ pub enum Operation {
     Remove(&'static str),
     /// `Transaction::rename`.
     Rename(&'static str, &'static str),
+    /// `Transaction::create_dir`.
+    CreateDir(&'static str),
+    /// `Transaction::remove_dir`.
+    RemoveDir(&'static str),
+    /// `Transaction::remove_dir_all`.
+    RemoveDirAll(&'static str),
+    /// `Transaction::symlink`.
+    Symlink(&'static str, &'static str),
+    /// `Transaction::set_mode`.
+    SetMode(&'static str, u32),
 }
 
 impl fmt::Debug for Operation {
@@ -138,6 +154,11 @@ impl fmt::Debug for Operation {
             Self::Patch(path, offset, bytes) => write!(formatter, "patch {path} {} at {offset}", bytes.len()),
             Self::Remove(path) => write!(formatter, "remove {path}"),
             Self::Rename(from, to) => write!(formatter, "rename {from} {to}"),
+            Self::CreateDir(path) => write!(formatter, "mkdir {path}"),
+            Self::RemoveDir(path) => write!(formatter, "rmdir {path}"),
+            Self::RemoveDirAll(path) => write!(formatter, "rmdir {path} and all in it"),
+            Self::Symlink(path, target) => write!(formatter, "symlink {path} to {target}"),
+            Self::SetMode(path, mode) => write!(formatter, "chmod {path} {mode:04o}"),
         }
     }
 }
@@ -151,6 +172,11 @@ impl Operation {
             | Self::WriteWithMode(path, ..)
             | Self::Append(path, _)
             | Self::Patch(path, ..)
+            | Self::CreateDir(path)
+            | Self::RemoveDir(path)
+            | Self::RemoveDirAll(path)
+            | Self::Symlink(path, _)
+            | Self::SetMode(path, _)
             | Self::Remove(path) => vec![path],
         }
     }
@@ -164,6 +190,11 @@ impl Operation {
             Self::Patch(path, offset, bytes) => transaction.patch(path, *offset, bytes),
             Self::Remove(path) => transaction.remove(path),
             Self::Rename(from, to) => transaction.rename(from, to),
+            Self::CreateDir(path) => transaction.create_dir(path),
+            Self::RemoveDir(path) => transaction.remove_dir(path),
+            Self::RemoveDirAll(path) => transaction.remove_dir_all(path),
+            Self::Symlink(path, target) => transaction.symlink(path, target),
+            Self::SetMode(path, mode) => transaction.set_mode(path, *mode),
         }
     }
 
@@ -194,10 +225,66 @@ impl Operation {
             Self::Rename(from, to) if from == to => {}
             Self::Rename(from, to) => {
                 let entry = tree.remove(*from).expect("the generator renames what is there");
+                let below: Vec<String> = names_below(tree, from);
                 put(tree, to, entry);
+                for name in below {
+                    let entry = tree.remove(&name).expect("it was just listed");
+                    tree.insert(format!("{to}{}", &name[from.len()..]), entry);
+                }
+            }
+            Self::CreateDir(path) => put(tree, path, Entry::Dir(NEW_DIR_MODE)),
+            Self::RemoveDir(path) => drop(tree.remove(*path)),
+            Self::RemoveDirAll(path) => {
+                names_below(tree, path).iter().for_each(|name| drop(tree.remove(name)));
+                tree.remove(*path);
+            }
+            Self::Symlink(path, target) => put(tree, path, Entry::Link((*target).to_owned())),
+            Self::SetMode(path, new) => {
+                if let Some(Entry::File { mode, .. } | Entry::Dir(mode)) = tree.get_mut(*path) {
+                    *mode = *new;
+                }
             }
         }
     }
+
+    /// Whether it can be done to this tree.
+    pub fn is_possible(&self, tree: &Tree) -> bool {
+        let is_reachable = |path: &str| {
+            path.match_indices('/').all(|(at, _)| matches!(tree.get(&path[..at]), None | Some(Entry::Dir(_))))
+        };
+        let is_dir = |path: &str| matches!(tree.get(path), Some(Entry::Dir(_)));
+        let is_link = |path: &str| matches!(tree.get(path), Some(Entry::Link(_)));
+        let is_empty = |path: &str| names_below(tree, path).is_empty();
+        let has_parent = |path: &str| path.rfind('/').is_none_or(|at| is_dir(&path[..at]));
+        self.paths().into_iter().all(is_reachable)
+            && match self {
+                Self::Write(path, _) | Self::WriteWithMode(path, ..) | Self::Append(path, _) => {
+                    !is_dir(path) && !is_link(path)
+                }
+                Self::Patch(path, offset, _) => match tree.get(*path) {
+                    Some(Entry::File { content, .. }) => *offset <= content.len() as u64,
+                    _ => false,
+                },
+                Self::Remove(path) => tree.contains_key(*path) && !is_dir(path),
+                Self::Rename(from, to) if is_dir(from) => {
+                    !to.starts_with(&format!("{from}/"))
+                        && (!tree.contains_key(*to) || from == to || is_dir(to) && is_empty(to))
+                }
+                Self::Rename(from, to) => {
+                    tree.contains_key(*from) && !is_dir(to) && (!is_link(to) || is_link(from))
+                }
+                Self::CreateDir(path) => !tree.contains_key(*path) && has_parent(path),
+                Self::RemoveDir(path) => is_dir(path) && is_empty(path),
+                Self::RemoveDirAll(path) => is_dir(path),
+                Self::Symlink(path, _) => !tree.contains_key(*path) || is_link(path),
+                Self::SetMode(path, _) => tree.contains_key(*path) && !is_link(path),
+            }
+    }
+}
+
+fn names_below(tree: &Tree, path: &str) -> Vec<String> {
+    let below = format!("{path}/");
+    tree.keys().filter(|name| name.starts_with(&below)).cloned().collect()
 }
 
 fn content_of(tree: &Tree, path: &str) -> (Vec<u8>, u32) {
@@ -326,12 +413,46 @@ impl History {
     }
 }
 
-/// Operations of one transaction, each possible after those before it; done to the tree.
+/// Operations of one transaction, each possible after those before it; done to the tree. Half of the transactions touch
+/// files alone.
 pub fn generate_operations(random: &mut Random, tree: &mut Tree) -> Vec<Operation> {
-    generate_operations_on(random, tree, &PATHS)
+    if random.percent(50) {
+        return generate_operations_on(random, tree, &PATHS);
+    }
+    let mut operations = Vec::new();
+    while operations.is_empty() || random.percent(60) {
+        let operation = generate_any(random);
+        if operation.is_possible(tree) {
+            operation.perform_on(tree);
+            operations.push(operation);
+        }
+    }
+    operations
 }
 
-/// As [`generate_operations`], on these names only.
+/// An operation of any kind, possible or not.
+fn generate_any(random: &mut Random) -> Operation {
+    let name = |random: &mut Random| {
+        if random.percent(50) { *random.pick(&DIRS) } else { *random.pick(&PATHS[..6]) }
+    };
+    match random.below(20) {
+        0..3 => Operation::Write(*random.pick(&PATHS), some_content(random)),
+        3 => Operation::Write(name(random), some_content(random)),
+        4 => Operation::Remove(name(random)),
+        5..10 => Operation::Rename(name(random), name(random)),
+        10..12 => Operation::CreateDir(*random.pick(&DIRS)),
+        12 => Operation::RemoveDir(*random.pick(&DIRS)),
+        13..16 => Operation::RemoveDirAll(*random.pick(&DIRS)),
+        16 => Operation::Symlink(name(random), *random.pick(&["a", "dir/x", "nowhere"])),
+        17 => Operation::Append(*random.pick(&PATHS), some_content(random)),
+        _ => {
+            let name = name(random);
+            Operation::SetMode(name, *random.pick(&[0o700, 0o755, 0o644, 0o500]))
+        }
+    }
+}
+
+/// Operations on files of these names only, as for [`generate_operations`].
 pub fn generate_operations_on(
     random: &mut Random,
     tree: &mut Tree,
@@ -358,8 +479,10 @@ pub fn generate_operations_on(
                 Operation::Rename(path, to)
             }
         };
-        operation.perform_on(tree);
-        operations.push(operation);
+        if operation.is_possible(tree) {
+            operation.perform_on(tree);
+            operations.push(operation);
+        }
     }
     operations
 }

@@ -37,7 +37,7 @@ fn is_chosen() -> bool {
 #[test]
 fn every_crash_leaves_whole_transactions() {
     let effort = Effort { cuts: 4, nested_per_mille: 60, nested_again_per_mille: 2 };
-    let visited = sum_over(histories(75), |seed| explore(&History::generate(seed), effort));
+    let visited = sum_over(histories(90), |seed| explore(&History::generate(seed), effort));
     println!("{visited} crash states visited");
     // A history that got shorter, or a hook that sees less than it did, shows here.
     assert!(is_chosen() || visited > 200_000, "only {visited} crash states were visited");

@@ -14,5 +14,7 @@ mod model;
 mod power_cuts;
 mod real_input;
 mod settled;
+mod spans;
+mod tickets;
 mod tidy;
 mod upkeep;

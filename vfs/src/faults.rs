@@ -417,6 +417,11 @@ impl Dir for FaultyDir {
     }
 
     /// Not judged either.
+    fn available_inodes(&self) -> io::Result<Option<u64>> {
+        self.inner.available_inodes()
+    }
+
+    /// Not judged either.
     fn check_removable(&self, name: &OsStr) -> io::Result<()> {
         self.inner.check_removable(name)
     }

@@ -295,6 +295,9 @@ pub trait Dir: Any + Send + Sync {
     /// `EPERM` if not.
     fn check_removable(&self, name: &OsStr) -> io::Result<()>;
 
+    /// How many more files and directories the file system takes; `None` where that has no fixed number.
+    fn available_inodes(&self) -> io::Result<Option<u64>>;
+
     /// Gives a file a second name. `EEXIST`, `EPERM` where links are refused.
     fn link(&self, from: &OsStr, to_dir: &dyn Dir, to: &OsStr) -> io::Result<()>;
 

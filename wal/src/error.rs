@@ -99,6 +99,14 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the system had no space, or no quota left.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. } | Self::Directory { source, .. }
+            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
 /// Names what was being done when an operating-system call failed.
 pub(crate) trait Doing<T> {
     fn doing(self, verb: &'static str, segment: SegmentId) -> Result<T, Error>;

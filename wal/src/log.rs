@@ -381,8 +381,18 @@ impl Log {
             closed: Lsn(0),
             ..next.header
         };
-        let written =
-            next.write_header(header).and_then(|()| next.file.sync_data().doing("sync", header.segment));
+        let written = next.write_header(header);
+        if let Err(error) = &written
+            && error.is_no_space()
+        {
+            // A header is one sector, of which nothing was taken then, not even by the cache. Where writing a block again
+            // takes a new one, as on btrfs, this may pass.
+            if !is_reused {
+                self.free.insert(0, next);
+            }
+            return written;
+        }
+        let written = written.and_then(|()| next.file.sync_data().doing("sync", header.segment));
         if let Err(error) = written {
             // Whether the new header counts is unknown, and so is where the log goes on.
             self.poisoned = Some(error.to_string());

@@ -266,6 +266,11 @@ impl Dir for OsDir {
         }
     }
 
+    fn available_inodes(&self) -> io::Result<Option<u64>> {
+        let found = retry_on_intr(|| rustix::fs::fstatvfs(self.fd()))?;
+        Ok((found.f_files > 0).then_some(found.f_favail))
+    }
+
     fn check_removable(&self, name: &OsStr) -> io::Result<()> {
         let (found, dir) = (self.metadata(name)?, self.own_metadata()?);
         let user = rustix::process::geteuid().as_raw();

@@ -277,6 +277,10 @@ impl Dir for SimDir {
         Ok(DirFlags::default())
     }
 
+    fn available_inodes(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     fn check_removable(&self, _name: &OsStr) -> io::Result<()> {
         Ok(())
     }
