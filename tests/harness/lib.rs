@@ -2,6 +2,8 @@
 
 pub mod crash;
 pub mod failing;
+pub mod filler;
 pub mod foreign;
 pub mod history;
+pub mod interrupted;
 pub mod volume;

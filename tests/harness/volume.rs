@@ -52,6 +52,8 @@ pub struct Volume {
     kind: Kind,
     image: PathBuf,
     mount: PathBuf,
+    /// For `mount`, besides what every volume gets.
+    options: &'static str,
     _scratch: TempDir,
 }
 
@@ -62,6 +64,20 @@ impl Volume {
     /// # Errors
     /// Why it can't be had here, for people.
     pub fn create(kind: Kind, bytes: u64, is_prewritten: bool) -> Result<Self, String> {
+        Self::create_with(kind, bytes, is_prewritten, &[], "")
+    }
+
+    /// As [`Volume::create`], with further arguments for `mkfs` and options for `mount`, separated by commas.
+    ///
+    /// # Errors
+    /// Why it can't be had here, for people; also what the kernel lacks for those options.
+    pub fn create_with(
+        kind: Kind,
+        bytes: u64,
+        is_prewritten: bool,
+        mkfs_arguments: &[&str],
+        mount_options: &'static str,
+    ) -> Result<Self, String> {
         let scratch =
             tempfile::Builder::new().prefix("atomtree-volume-").tempdir().map_err(|e| e.to_string())?;
         let image = scratch.path().join("image");
@@ -83,23 +99,26 @@ impl Volume {
             Kind::Ext4 => &["-q", "-E", "nodiscard", image_arg],
             Kind::Xfs | Kind::Btrfs => &["-q", "-K", image_arg],
         };
-        run(&mkfs, arguments)?;
-        Self::mount(kind, image, scratch)
+        run(&mkfs, &[mkfs_arguments, arguments].concat())?;
+        Self::mount(kind, image, mount_options, scratch)
     }
 
-    fn mount(kind: Kind, image: PathBuf, scratch: TempDir) -> Result<Self, String> {
+    fn mount(kind: Kind, image: PathBuf, options: &'static str, scratch: TempDir) -> Result<Self, String> {
         let mount = scratch.path().join("mnt");
         fs::create_dir(&mount).map_err(|e| e.to_string())?;
-        let volume = Self { kind, image, mount, _scratch: scratch };
+        let volume = Self { kind, image, mount, options, _scratch: scratch };
         volume.attach()?;
         Ok(volume)
     }
 
     fn attach(&self) -> Result<(), String> {
         // A copy of an xfs has its original's UUID, and both may be mounted at once.
-        let options = if self.kind == Kind::Xfs { "loop,nouuid" } else { "loop" };
+        let mut options = if self.kind == Kind::Xfs { "loop,nouuid" } else { "loop" }.to_owned();
+        if !self.options.is_empty() {
+            options = format!("{options},{}", self.options);
+        }
         let paths = (self.image.to_str().expect("UTF-8"), self.mount.to_str().expect("UTF-8"));
-        run("mount", &["-t", self.kind.name(), "-o", options, paths.0, paths.1])
+        run("mount", &["-t", self.kind.name(), "-o", &options, paths.0, paths.1])
     }
 
     /// Cuts the power now: nothing that is written from here on will be found again. ext4 and xfs are shut down, and
@@ -158,7 +177,7 @@ impl Volume {
             tempfile::Builder::new().prefix("atomtree-cut-").tempdir().map_err(|e| e.to_string())?;
         let image = scratch.path().join("image");
         self.copy_image(&image)?;
-        Self::mount(self.kind, image, scratch)
+        Self::mount(self.kind, image, self.options, scratch)
     }
 }
 

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 /// The program, built once with the profile and into the target directory of these tests.
 ///
 /// Cargo tells tests where the binaries of their own package are, and this one belongs to another.
-fn program() -> &'static Path {
+pub(crate) fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let tests = std::env::current_exe().expect("a process knows its program");

@@ -1,14 +1,19 @@
 //! Integration tests of atomtree, in one binary: each module is one question asked of the whole engine.
 
+mod alike;
 mod basics;
 mod cli;
 mod concurrency;
 mod conflicts;
 mod crash_points;
 mod damage;
+mod debian_package;
 mod errors;
+mod full_disk;
 mod golden;
 mod kills;
+mod large;
+mod made_directories;
 mod metadata;
 mod model;
 mod power_cuts;
@@ -16,5 +21,6 @@ mod real_input;
 mod settled;
 mod spans;
 mod tickets;
+mod source_tree;
 mod tidy;
 mod upkeep;
