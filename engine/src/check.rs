@@ -86,10 +86,12 @@ impl Engine {
         if needed == 0 {
             return Ok(());
         }
+        // And a file for the manifest of the checkpoint.
+        let needed = needed + 1;
         match self.places.root.available_inodes().on("count the free inodes of", ".")? {
             Some(available) if available < needed => {
                 let reason = format!(
-                    "{needed} directories are to be made, and the file system has {available} inodes left"
+                    "{needed} directories and files are to be made, and the file system has {available} inodes left"
                 );
                 Err(Error::invalid(ErrorKind::NoSpace, reason))
             }

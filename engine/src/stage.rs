@@ -293,13 +293,13 @@ impl<'a> Plan<'a> {
             Now::Absent => After::Absent,
             Now::Symlink(link) => self.stage_symlink(link).on("stage the symlink", path.as_path())?,
             Now::File(file) => self.stage_file(file).on("stage the new content of", path.as_path())?,
-            Now::Moved { moved, .. } => After::Moved((**moved).clone()),
+            Now::Moved { moved, .. } => After::Moved(moved.clone()),
             Now::Dir(id) => {
                 let directory = self.view.dir(*id);
                 if let Some(made) = &directory.made {
                     return Ok((After::Dir { attributes: made.attributes.clone() }, made.is_implied));
                 }
-                After::Moved(self.moved_dir(*id)?)
+                After::Moved(Box::new(self.moved_dir(*id)?))
             }
         };
         Ok((after, false))

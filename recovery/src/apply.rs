@@ -421,13 +421,13 @@ impl<'a> Applier<'a> {
             // Open to nobody else before it has the mode that it shall have.
             match self.with_ballast(|_| dir.create_dir(path.name(), MADE_DIR_MODE)) {
                 Ok(()) => {
-                    let made = dir.open_dir(Path::new(path.name()))?;
-                    let found = made.own_metadata()?;
+                    let new = dir.open_dir(Path::new(path.name()))?;
+                    let found = new.own_metadata()?;
                     if (found.uid, found.gid) != (attributes.uid, attributes.gid) {
-                        made.set_owner(attributes.uid, attributes.gid)?;
+                        new.set_owner(attributes.uid, attributes.gid)?;
                     }
-                    if made.own_metadata()?.mode != mode {
-                        made.set_mode(mode)?;
+                    if new.own_metadata()?.mode != mode {
+                        new.set_mode(mode)?;
                     }
                     return Ok(());
                 }

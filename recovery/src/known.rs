@@ -45,11 +45,10 @@ impl<'a> Known<'a> {
         let mut known = Self::default();
         for change in transactions.flat_map(|transaction| &transaction.changes) {
             match &change.before {
-                Some(image) if image.kind == Kind::Dir => {
-                    if change.takes_directory() {
-                        known.directories.insert(image.inode, change);
-                    }
+                Some(image) if change.takes_directory() => {
+                    known.directories.insert(image.inode, change);
                 }
+                Some(Image { kind: Kind::Dir, .. }) | None => {}
                 Some(Image { kind: Kind::Symlink, content: Content::Inline(target), .. }) => {
                     known.targets.insert(target);
                 }
@@ -59,7 +58,6 @@ impl<'a> Known<'a> {
                         known.unread.insert((image.inode, image.size, image.modified));
                     }
                 }
-                None => {}
             }
             match &change.after {
                 After::File { size, content, .. } => known.add(*size, content),

@@ -140,7 +140,7 @@ pub enum After<'a> {
         inode: u64,
     },
     /// An inode that stood elsewhere: every directory that is renamed, and whatever else is not written anew.
-    Moved(Moved),
+    Moved(Box<Moved>),
     /// What stands there already, with other permission bits.
     Same {
         /// Mode, owner and extended attributes.
@@ -209,8 +209,8 @@ impl After<'_> {
             Self::File { attributes, .. }
             | Self::Dir { attributes }
             | Self::Symlink { attributes, .. }
-            | Self::Moved(Moved { attributes, .. })
             | Self::Same { attributes } => Some(attributes),
+            Self::Moved(moved) => Some(&moved.attributes),
         }
     }
 
@@ -646,7 +646,7 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
                     After::Symlink { target, attributes: attributes.into_owned(), inode }
                 }
                 AfterHead::Moved { from, from_parent, kind, inode, born_ns, size, before, attributes } => {
-                    After::Moved(Moved {
+                    After::Moved(Box::new(Moved {
                         from: TreePath::from_bytes(&from).map_err(|error| error.to_string())?,
                         from_parent,
                         kind: kind.kind(),
@@ -655,7 +655,7 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
                         size,
                         before: before.into_owned(),
                         attributes: attributes.into_owned(),
-                    })
+                    }))
                 }
                 AfterHead::Same { attributes } => After::Same { attributes: attributes.into_owned() },
                 AfterHead::File { content: ContentHead::Unread, .. } => {

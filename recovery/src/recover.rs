@@ -21,7 +21,7 @@ use crate::decision::{Action, Found, Goal, Proof, decide};
 use crate::error::{Doing, Error};
 use crate::image::{Attributes, Content, Digest, Image, Slot, open_own};
 use crate::known::{Known, Likeness};
-use crate::locate::{Located, locate};
+use crate::locate::{Located, Place, locate};
 use crate::log_records::append_checkpoint;
 use crate::manifest::{self, Summary};
 use crate::places::Places;
@@ -252,17 +252,14 @@ impl<'a> Repair<'a> {
             if self.is_in_place(change, moved).doing("look at", &change.path)? {
                 continue;
             }
-            let slot = match place.slot {
-                Some(slot) => slot,
-                None => {
-                    let slot = self.new_slot();
-                    let stage = self.recovery.stage.dir();
-                    place
-                        .dir
-                        .rename(&place.name, &**stage, &slot.os_name())
-                        .doing("take out", &moved.from)?;
-                    slot
-                }
+            let Place { dir, name, slot } = place;
+            let slot = if let Some(slot) = slot {
+                slot
+            } else {
+                let slot = self.new_slot();
+                let stage = self.recovery.stage.dir();
+                dir.rename(&name, &**stage, &slot.os_name()).doing("take out", &moved.from)?;
+                slot
             };
             self.moving.insert(&change.path, slot);
             self.applier.parents.forget();
@@ -620,7 +617,7 @@ impl<'a> Repair<'a> {
         let stage = self.recovery.stage.dir();
         match stage.rename(&slot.os_name(), &*self.recovery.places.quarantine, &name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                stage.remove_file(&slot.os_name())?
+                stage.remove_file(&slot.os_name())?;
             }
             result => result?,
         }

@@ -151,6 +151,13 @@ struct Outcome {
     store: Option<Store>,
 }
 
+impl Outcome {
+    /// The names at which what the other program wrote in place may stand.
+    fn names(&self, edited: &'static str) -> Vec<&'static str> {
+        std::iter::once(edited).chain(self.moved_to.iter().copied()).collect()
+    }
+}
+
 impl Scenario {
     /// The scenario that `seed` decides, for a run of this many operations and a recovery of that many.
     fn generate(seed: u64) -> Self {
@@ -232,8 +239,10 @@ impl Scenario {
         };
         for _ in 0..=random.below(3) {
             let was_done = editor.is_done();
-            let paths: Vec<&'static str> =
-                PATHS.into_iter().filter(|path| !was_done || *path != self.path).collect();
+            let paths: Vec<&'static str> = PATHS
+                .into_iter()
+                .filter(|path| !was_done || !outcome.names(self.path).contains(path))
+                .collect();
             let mut next = tree.clone();
             let operations = generate_operations_on(&mut random, &mut next, &paths);
             outcome.allowed = vec![tree.clone(), next.clone()];
@@ -431,7 +440,7 @@ impl Scenario {
 
     fn is_in_place(&self, machine: &Sim, outcome: &Outcome) -> bool {
         let tree = tree_of(machine);
-        std::iter::once(&self.path).chain(&outcome.moved_to).any(|path| self.is_edit(tree.get(*path)))
+        outcome.names(self.path).into_iter().any(|path| self.is_edit(tree.get(path)))
     }
 
     fn is_edit(&self, entry: Option<&Entry>) -> bool {

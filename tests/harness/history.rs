@@ -221,7 +221,7 @@ impl Operation {
                 content[*offset as usize..end].copy_from_slice(bytes);
                 put(tree, path, Entry::file(content, mode));
             }
-            Self::Remove(path) => drop(tree.remove(*path)),
+            Self::Remove(path) | Self::RemoveDir(path) => drop(tree.remove(*path)),
             Self::Rename(from, to) if from == to => {}
             Self::Rename(from, to) => {
                 let entry = tree.remove(*from).expect("the generator renames what is there");
@@ -233,7 +233,6 @@ impl Operation {
                 }
             }
             Self::CreateDir(path) => put(tree, path, Entry::Dir(NEW_DIR_MODE)),
-            Self::RemoveDir(path) => drop(tree.remove(*path)),
             Self::RemoveDirAll(path) => {
                 names_below(tree, path).iter().for_each(|name| drop(tree.remove(name)));
                 tree.remove(*path);
@@ -432,23 +431,23 @@ pub fn generate_operations(random: &mut Random, tree: &mut Tree) -> Vec<Operatio
 
 /// An operation of any kind, possible or not.
 fn generate_any(random: &mut Random) -> Operation {
-    let name = |random: &mut Random| {
-        if random.percent(50) { *random.pick(&DIRS) } else { *random.pick(&PATHS[..6]) }
+    let (file, dir) = (*random.pick(&PATHS), *random.pick(&DIRS));
+    let any = |random: &mut Random| {
+        let names: &[&'static str] = if random.percent(50) { &DIRS } else { &PATHS[..6] };
+        *random.pick(names)
     };
+    let (one, other) = (any(random), any(random));
     match random.below(20) {
-        0..3 => Operation::Write(*random.pick(&PATHS), some_content(random)),
-        3 => Operation::Write(name(random), some_content(random)),
-        4 => Operation::Remove(name(random)),
-        5..10 => Operation::Rename(name(random), name(random)),
-        10..12 => Operation::CreateDir(*random.pick(&DIRS)),
-        12 => Operation::RemoveDir(*random.pick(&DIRS)),
-        13..16 => Operation::RemoveDirAll(*random.pick(&DIRS)),
-        16 => Operation::Symlink(name(random), *random.pick(&["a", "dir/x", "nowhere"])),
-        17 => Operation::Append(*random.pick(&PATHS), some_content(random)),
-        _ => {
-            let name = name(random);
-            Operation::SetMode(name, *random.pick(&[0o700, 0o755, 0o644, 0o500]))
-        }
+        0..3 => Operation::Write(file, some_content(random)),
+        3 => Operation::Write(one, some_content(random)),
+        4 => Operation::Remove(one),
+        5..10 => Operation::Rename(one, other),
+        10..12 => Operation::CreateDir(dir),
+        12 => Operation::RemoveDir(dir),
+        13..16 => Operation::RemoveDirAll(dir),
+        16 => Operation::Symlink(one, ["a", "dir/x", "nowhere"][random.below(3) as usize]),
+        17 => Operation::Append(file, some_content(random)),
+        _ => Operation::SetMode(one, [0o700, 0o755, 0o644, 0o500][random.below(4) as usize]),
     }
 }
 

@@ -175,13 +175,13 @@ impl Model {
                 self.remove_all(path);
                 Ok(())
             }
-            Operation::Symlink(path, target) => match self.at(path)? {
-                Some(Node::File(..) | Node::Dir(_)) => Err(ErrorKind::Exists),
-                _ => {
-                    self.put(path, Node::Link(target.clone()));
-                    Ok(())
+            Operation::Symlink(path, target) => {
+                if matches!(self.at(path)?, Some(Node::File(..) | Node::Dir(_))) {
+                    return Err(ErrorKind::Exists);
                 }
-            },
+                self.put(path, Node::Link(target.clone()));
+                Ok(())
+            }
             Operation::SetMode(path, mode) => {
                 self.existing(path)?;
                 match self.nodes.get_mut(path).expect("it is there") {

@@ -384,9 +384,10 @@ impl Log {
         let written = next.write_header(header);
         if let Err(error) = &written
             && error.is_no_space()
+            && next.holds_its_header()?
         {
-            // A header is one sector, of which nothing was taken then, not even by the cache. Where writing a block again
-            // takes a new one, as on btrfs, this may pass.
+            // Nothing was taken, not even by the cache. Where writing a block again takes a new one, as on btrfs, this may
+            // pass.
             if !is_reused {
                 self.free.insert(0, next);
             }

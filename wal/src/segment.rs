@@ -174,6 +174,14 @@ impl Segment {
         Ok(bytes.iter().any(|&byte| byte != 0))
     }
 
+    /// Whether the file still begins with the header that this was opened with, as far as the cache shows.
+    pub(crate) fn holds_its_header(&self) -> Result<bool, Error> {
+        let expected = self.header.encode();
+        let mut found = vec![0; expected.len()];
+        self.file.read_exact_at(&mut found, 0).doing("read the header of", self.header.segment)?;
+        Ok(found == expected)
+    }
+
     /// Writes a new header. Not durable until the file is synced.
     pub(crate) fn write_header(&mut self, header: Header) -> Result<(), Error> {
         self.file

@@ -312,12 +312,12 @@ impl Dir for SimDir {
     }
 
     fn set_mode_of(&self, name: &OsStr, mode: u32) -> io::Result<()> {
-        self.changing_inode_at("chmod", name, |inode| match inode.body.kind() {
-            Kind::Symlink => Err(error(errno::ELOOP)),
-            _ => {
-                set_mode(inode, mode);
-                Ok(())
+        self.changing_inode_at("chmod", name, |inode| {
+            if inode.body.kind() == Kind::Symlink {
+                return Err(error(errno::ELOOP));
             }
+            set_mode(inode, mode);
+            Ok(())
         })
     }
 
