@@ -13,7 +13,7 @@ use atomtree::{Checkpoints, Inspection, Options, TreePath};
 use atomtree_recovery::image::{Attributes, Bytes, Content, Digest, Image, Slot};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::plan::{
-    After, Applied, Begin, Change, Checkpoint, Plan, Record as TreeRecord, TransactionId, decode,
+    After, Applied, Begin, Change, Checkpoint, Moved, Plan, Record as TreeRecord, TransactionId, decode,
 };
 use atomtree_vfs::sim::{Node, Sim};
 use atomtree_vfs::{Kind, Timestamp, Vfs};
@@ -204,9 +204,16 @@ pub fn record(bytes: &[u8]) {
         _ => panic!("borrowed and owned differ"),
     }
     match borrowed {
-        Ok(TreeRecord::Image(path, _) | TreeRecord::ImageBelow(path, ..)) => check_path(&path),
+        Ok(TreeRecord::Image(path, _)) => check_path(&path),
+        Ok(TreeRecord::ImageBelow(path, below, _)) => {
+            check_path(&path);
+            below.as_bytes().split(|byte| *byte == b'/').for_each(check_name);
+        }
         Ok(TreeRecord::Change(change)) => {
             check_path(&change.path);
+            if let Some(moved) = change.moved() {
+                check_path(&moved.from);
+            }
             if let Some(slot) = change.slot {
                 check_name(slot.dir.as_bytes());
                 check_name(slot.name.as_bytes());
@@ -427,15 +434,40 @@ fn change(
         Content::Inline(Bytes::Borrowed(content))
     };
     let size = content.len() as u64;
-    let after = match input.byte() % 4 {
+    let kind = [Kind::File, Kind::Dir, Kind::Symlink, Kind::Other][usize::from(input.byte() % 4)];
+    let below = |input: &mut Input<'_>| {
+        let path = PATHS[usize::from(input.byte()) % PATHS.len()];
+        TreePath::from_bytes_below(path)
+            .unwrap_or_else(|_| TreePath::from_bytes(b"below").expect("it is one"))
+    };
+    let after = match input.byte() % 8 {
         0 => After::Absent,
         1 => After::Dir { attributes: attributes.clone() },
+        2 => After::Symlink {
+            target: below(input).as_bytes().to_vec(),
+            attributes: attributes.clone(),
+            inode: input.number(),
+        },
+        3 => {
+            let from = below(input);
+            After::Moved(Box::new(Moved {
+                from: TreePath::from_bytes(from.as_bytes()).unwrap_or_else(|_| honest.clone()),
+                from_parent: input.number(),
+                kind,
+                inode: input.number(),
+                born: None,
+                size,
+                before: attributes.clone(),
+                attributes: attributes.clone(),
+            }))
+        }
+        4 => After::Same { attributes: attributes.clone() },
         _ => {
             After::File { attributes: attributes.clone(), size, content: kept.clone(), inode: input.number() }
         }
     };
-    let before = input.byte().is_multiple_of(2).then(|| Image {
-        kind: Kind::File,
+    let image = |input: &mut Input<'_>, kind| Image {
+        kind,
         inode: input.number(),
         born: None,
         size,
@@ -445,17 +477,24 @@ fn change(
         links: 1,
         mount: 0,
         is_fixed: false,
-        attributes,
-        content: kept,
-    });
+        attributes: attributes.clone(),
+        content: kept.clone(),
+    };
+    let before = input.byte().is_multiple_of(2).then(|| image(input, kind));
+    let contents = match &before {
+        Some(Image { kind: Kind::Dir, .. }) => {
+            (0..input.byte() % 3).map(|_| (below(input), image(input, Kind::File))).collect()
+        }
+        _ => Vec::new(),
+    };
     // As long as a real one's directory, so that it can be put in the place of one.
     let names: [&[u8]; 4] = [b"../../outside", b"../../../root", b"/outside/dir.", b"............."];
     if input.byte() > 128 {
         hostile.push((slots.as_bytes()[..13].to_vec(), names[usize::from(input.byte()) % 4].to_vec()));
     }
     let slot = Slot { dir: slots.into(), name: (input.byte() % 4).to_string() };
-    let slot = (!matches!(after, After::Dir { .. })).then_some(slot);
-    Change { path: honest, parent: input.number(), before, contents: Vec::new(), after, slot }
+    let slot = (!matches!(after, After::Dir { .. } | After::Same { .. })).then_some(slot);
+    Change { path: honest, parent: input.number(), before, contents, after, slot }
 }
 
 /// Puts `to` in the place of `from`, which is as long.

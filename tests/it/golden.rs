@@ -13,8 +13,8 @@ use atomtree::{Checkpoints, Inspection, Options, TreePath};
 use atomtree_recovery::image::{Attribute, Attributes, Bytes, Content, Digest, Image, Slot};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::plan::{
-    After, Applied, Begin, Change, Checkpoint, Commit, Payload, Plan, Record, RecordKind, TransactionId,
-    decode,
+    After, Applied, Begin, Change, Checkpoint, Commit, Moved, Payload, Plan, Record, RecordKind,
+    TransactionId, decode,
 };
 use atomtree_wal::{Lsn, Tail};
 
@@ -260,6 +260,64 @@ fn plan() -> Plan<'static> {
     }
 }
 
+/// A plan with what moves and removes directories, in the shapes that records had from then on.
+fn plan_of_directories() -> Plan<'static> {
+    let Plan { begin, changes } = plan();
+    let whole = changes[1].before.clone().expect("a file stood there");
+    let image = |kind, inode| Image { kind, inode, size: 9, content: Content::Unread, ..whole.clone() };
+    let path = |path: &str| TreePath::new(path).unwrap();
+    let slot = |name: &str| Some(Slot { dir: "0123456789abcdef".into(), name: name.into() });
+    let change = |at: &str, before, contents, after, slot| Change {
+        path: path(at),
+        parent: 5,
+        before,
+        contents,
+        after,
+        slot,
+    };
+    let moved = Moved {
+        from: path("src/old"),
+        from_parent: 6,
+        kind: Kind::Dir,
+        inode: 90,
+        born: None,
+        size: 4096,
+        before: attributes(),
+        attributes: Attributes { mode: 0o700, ..attributes() },
+    };
+    let link =
+        || Image { size: 2, content: Content::Inline(Bytes::Borrowed(b"to")), ..image(Kind::Symlink, 93) };
+    let below = vec![(path("sub"), image(Kind::Dir, 91)), (path("sub/fifo"), image(Kind::Other, 92))];
+    let target = b"releases/8".to_vec();
+    Plan {
+        begin,
+        changes: vec![
+            change("new", None, Vec::new(), After::Moved(Box::new(moved)), slot("4")),
+            change(
+                "gone",
+                Some(image(Kind::Dir, 94)),
+                below,
+                After::Dir { attributes: attributes() },
+                slot("5"),
+            ),
+            change(
+                "current",
+                Some(link()),
+                Vec::new(),
+                After::Symlink { target, attributes: attributes(), inode: 95 },
+                slot("6"),
+            ),
+            change(
+                "run.sh",
+                Some(image(Kind::File, 96)),
+                Vec::new(),
+                After::Same { attributes: attributes() },
+                None,
+            ),
+        ],
+    }
+}
+
 /// Goal: the payload of each record is what it was. Method: bytes pinned here, encoded and decoded.
 #[test]
 fn golden_records() {
@@ -267,16 +325,47 @@ fn golden_records() {
     let mut payloads = plan.payloads();
     payloads.push(Applied { through: 300 }.payload());
     payloads.push(Checkpoint { watermark: 70_000, next_tx: TransactionId(10) }.payload());
+    let decoded = pinned(&payloads, GOLDEN);
+    let mut expected = records_of(&plan);
+    expected.push(Record::Applied(Applied { through: 300 }));
+    expected.push(Record::Checkpoint(Checkpoint { watermark: 70_000, next_tx: TransactionId(10) }));
+    assert_eq!(decoded, expected);
+
+    let plan = plan_of_directories();
+    assert_eq!(pinned(&plan.payloads(), GOLDEN_DIRECTORIES), records_of(&plan));
+}
+
+/// The records of a transaction, as they are read back.
+fn records_of(plan: &Plan<'static>) -> Vec<Record<'static>> {
+    let mut records = vec![Record::Begin(plan.begin.clone())];
+    for change in &plan.changes {
+        records.extend(change.before.clone().map(|image| Record::Image(change.path.clone(), image)));
+        for (below, image) in &change.contents {
+            records.push(Record::ImageBelow(change.path.clone(), below.clone(), image.clone()));
+        }
+    }
+    let images = records.len() as u32 - 1;
+    records.extend(
+        plan.changes
+            .iter()
+            .map(|change| Record::Change(Change { before: None, contents: Vec::new(), ..change.clone() })),
+    );
+    let changes = plan.changes.len() as u32;
+    records.push(Record::Commit(Commit { tx: plan.begin.tx, images, changes }));
+    records
+}
+
+/// Compares the payloads with the pinned ones, and decodes those.
+fn pinned(payloads: &[Payload<'_>], golden: &[&str]) -> Vec<Record<'static>> {
     let found: Vec<String> = payloads
         .iter()
         .map(|Payload { kind, head, content }| format!("{kind:?} {} {}", hex(head), hex(content)))
         .collect();
-    for (found, expected) in found.iter().zip(GOLDEN) {
+    for (found, expected) in found.iter().zip(golden) {
         assert_eq!(found, expected);
     }
-    assert_eq!(found.len(), GOLDEN.len(), "{found:#?}");
-
-    let decoded: Vec<Record<'_>> = GOLDEN
+    assert_eq!(found.len(), golden.len(), "{found:#?}");
+    golden
         .iter()
         .map(|line| {
             let [name, head, content] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
@@ -286,16 +375,7 @@ fn golden_records() {
             let payload = [unhex(head), unhex(content)].concat();
             decode(Lsn(1), kind.code(), Cow::Owned(payload)).unwrap()
         })
-        .collect();
-    let mut expected = vec![Record::Begin(plan.begin.clone())];
-    let images = plan.changes.iter().filter_map(|change| Some((&change.path, change.before.clone()?)));
-    expected.extend(images.map(|(path, image)| Record::Image(path.clone(), image)));
-    expected
-        .extend(plan.changes.iter().map(|change| Record::Change(Change { before: None, ..change.clone() })));
-    expected.push(Record::Commit(Commit { tx: TransactionId(9), images: 3, changes: 4 }));
-    expected.push(Record::Applied(Applied { through: 300 }));
-    expected.push(Record::Checkpoint(Checkpoint { watermark: 70_000, next_tx: TransactionId(10) }));
-    assert_eq!(decoded, expected);
+        .collect()
 }
 
 const GOLDEN: &[&str] = &[
@@ -310,4 +390,18 @@ const GOLDEN: &[&str] = &[
     "Commit 0400000093090304 ",
     "Applied 0400000091cd012c ",
     "Checkpoint 0700000092ce000111700a ",
+];
+
+const GOLDEN_DIRECTORIES: &[&str] = &[
+    "Begin 100000009409cf17979cfe362a0000a3776879c0 ",
+    "Image 410000009ac404676f6e65c25ece3b9aca0709ce77359407ceb2d05e0794cd01a0cd03e8649192c408757365722e6b6579c40576616c7565a6556e7265616492a3446972c0 ",
+    "Image 450000009ac404676f6e65c25bce3b9aca0709ce77359407ceb2d05e0794cd01a0cd03e8649192c408757365722e6b6579c40576616c7565a6556e7265616492a3446972c403737562 ",
+    "Image 4c0000009ac404676f6e65c25cce3b9aca0709ce77359407ceb2d05e0794cd01a0cd03e8649192c408757365722e6b6579c40576616c7565a6556e7265616492a54f74686572c4087375622f6669666f ",
+    "Image 3e00000099c40763757272656e74c35dce3b9aca0702ce77359407ceb2d05e0794cd01a0cd03e8649192c408757365722e6b6579c40576616c7565a6496e6c696e65 746f",
+    "Image 3d00000099c40672756e2e7368c260ce3b9aca0709ce77359407ceb2d05e0794cd01a0cd03e8649192c408757365722e6b6579c40576616c7565a6556e72656164 ",
+    "Change 6c00000094c4036e65770592b030313233343536373839616263646566a13481a54d6f76656498c4077372632f6f6c6406a34469725ac0cd100094cd01a0cd03e8649192c408757365722e6b6579c40576616c756594cd01c0cd03e8649192c408757365722e6b6579c40576616c7565 ",
+    "Change 3d00000094c404676f6e650592b030313233343536373839616263646566a13581a34469729194cd01a0cd03e8649192c408757365722e6b6579c40576616c7565 ",
+    "Change 5100000094c40763757272656e740592b030313233343536373839616263646566a13681a753796d6c696e6b93c40a72656c65617365732f3894cd01a0cd03e8649192c408757365722e6b6579c40576616c75655f ",
+    "Change 2d00000094c40672756e2e736805c081a453616d659194cd01a0cd03e8649192c408757365722e6b6579c40576616c7565 ",
+    "Commit 0400000093090504 ",
 ];
