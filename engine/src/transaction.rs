@@ -200,8 +200,8 @@ impl Transaction {
     /// As [`Transaction::write`], with everything that `source` has, which may be more than fits into memory. Returns its
     /// length in bytes.
     ///
-    /// Contents that do not travel in the log are written beside the tree as they come, into `.atomtree/stage`; at most
-    /// 1 MiB is held in memory.
+    /// Contents of more than 1 MiB, or than `inline_bytes_max` if that is less, do not travel in the log: they are
+    /// written beside the tree as they come, into `.atomtree/stage`. About 1 MiB is held in memory at most.
     ///
     /// # Errors
     /// As for [`Transaction::write`]; `io`, naming the path, if `source` fails; `no_space`.
@@ -421,8 +421,10 @@ impl Transaction {
     /// attributes and time of modification, and a directory everything in it.
     ///
     /// A regular file of up to `inline_bytes_max` bytes with a single name gets a new inode, by which it travels in the
-    /// log; everything else keeps its own. Renaming a directory costs the same whatever lies in it. It settles the
-    /// store first if something at or below either name is not settled, and commits alone.
+    /// log; everything else keeps its own. Renaming a directory costs the same whatever lies in it.
+    ///
+    /// Whatever keeps its inode makes the transaction a barrier: it settles the store first if something at or below
+    /// either name is not settled, syncs the file system before the log, commits alone, and is settled at once.
     ///
     /// # Errors
     /// `not_found` if nothing stands at `from`; `is_a_directory`, `not_a_directory` and `not_empty` for a target that
@@ -683,7 +685,7 @@ impl Transaction {
         }
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory. That makes the transaction a barrier; see [`Transaction::rename`].
     ///
     /// # Errors
     /// `not_found`, `not_a_directory`, `not_empty`; else as for [`Transaction::write`].
@@ -697,7 +699,9 @@ impl Transaction {
         self.view.remove_dir(&spot)
     }
 
-    /// Removes a directory and everything in it, of whatever kind. It leaves the tree in one rename.
+    /// Removes a directory and everything in it, of whatever kind. It leaves the tree in one rename; but everything in
+    /// it is looked at first, and takes a record in the log. That makes the transaction a barrier; see
+    /// [`Transaction::rename`].
     ///
     /// # Errors
     /// `not_found`, `not_a_directory`; `mount_point` and `cross_device` if another file system lies in it; else as for
