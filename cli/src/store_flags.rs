@@ -21,6 +21,8 @@ const NUMBERS: &[Number] = &[
     Number { name: "segment-bytes", unit: "BYTES", help: "Length of a log segment, fixed when the store is created: 65536 to 1073741824, a multiple of 4096 [default: 16777216]", set: segment_bytes },
     Number { name: "log-bytes-max", unit: "BYTES", help: "What all segments together may take, at least three [default: 268435456]", set: Options::log_bytes_max },
     Number { name: "inline-bytes-max", unit: "BYTES", help: "Contents up to this long travel in the log, so that their files need no sync of their own [default: 1048576]", set: Options::inline_bytes_max },
+    Number { name: "image-bytes-max", unit: "BYTES", help: "Originals up to this long are kept whole in the log until the checkpoint [default: 4096]", set: Options::image_bytes_max },
+    Number { name: "ballast-bytes", unit: "BYTES", help: "Space kept back for putting durable transactions in place on a full disk [default: 1048576]", set: Options::ballast_bytes },
     Number { name: "settle-after-ms", unit: "MS", help: "How long after the first unsettled commit a checkpoint starts in the background [default: 1000]", set: |options, ms| options.settle_after(Duration::from_millis(ms)) },
     Number { name: "history-transactions-max", unit: "N", help: "How many settled transactions the history keeps at least [default: 10000]", set: Options::history_transactions_max },
 ];

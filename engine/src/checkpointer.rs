@@ -159,8 +159,11 @@ impl Engine {
             }
             Err(error) => {
                 drop(unsettled);
-                self.poison(&format!("a checkpoint failed: {error}"));
-                Err(error)
+                let reason = format!("a checkpoint failed: {error}");
+                self.poison(&reason);
+                // What is unknown is no transaction's outcome.
+                let is_unknown = error.kind() == ErrorKind::OutcomeUnknown;
+                Err(if is_unknown { Error::Poisoned { reason } } else { error })
             }
         }
     }

@@ -24,16 +24,21 @@
 //! otherwise it is a conflict, and nothing changed. Edits by programs that don't use atomtree are never silently
 //! destroyed. Replaced files keep their mode, owner, ACLs and extended attributes.
 //!
-//! # Without waiting for each sync
+//! # What a transaction can do
 //!
-//! [`Transaction::submit`] returns as soon as the new contents are staged, with a [`Ticket`] that can be waited for or
-//! awaited; a few syncs then do for many transactions.
+//! Write, append to, patch, rename and remove files; make, move and remove directories; make symlinks; set modes. It
+//! sees its own changes and goes back to a [`Savepoint`]. [`Transaction::write_from`] streams contents larger than
+//! memory. [`Store::transact`] repeats on a conflict. [`Transaction::submit`] returns as soon as the new contents are
+//! staged, with a [`Ticket`] that can be waited for or awaited; a few syncs then do for many transactions.
+//!
+//! [`embedding`] says which call is durable when, how to size a store, and what to do on each error.
 //!
 //! # What other readers see
 //!
 //! Programs that read the tree directly see whole transactions, except
 //!
-//! 1. during the renames of a commit, which take microseconds,
+//! 1. during the renames of a commit, which take microseconds; directories that change places are under neither name
+//!    for a moment,
 //! 2. after a kill in the middle of those, until the store is next opened by anyone,
 //! 3. after a power cut, until recovery has run: files of commits that were not settled yet may then be **empty, old
 //!    or torn**. A checkpoint settles them, in the background, about a second after the commit. If a program reads
@@ -43,15 +48,19 @@
 //!
 //! One process has a store open at a time; a second one gets [`ErrorKind::Locked`]. An edit by another program that
 //! lands before the checkpoint and whose bytes equal one of the log's images, or that leaves nothing, zeros or a prefix
-//! of one, is taken for ours. A write through a descriptor that was opened before the file was replaced goes to the old
-//! file; it is kept if it lands before the old file is unlinked. Damage inside the very last synced batch of a store
-//! that was not closed cannot be told from a torn end of the log.
+//! of one, is taken for ours. An edit that was never synced may be torn by a power cut. A write through a descriptor
+//! that was opened before the file was replaced goes to the old file; it is kept if it lands before the old file is
+//! unlinked. Damage inside the very last synced batch of a store that was not closed cannot be told from a torn end of
+//! the log.
 //!
 //! # Features
 //!
 //! `tracing`, off by default: spans `atomtree.open`, `.recovery`, `.commit`, `.submit`, `.stage`, `.sync`, `.apply` and
 //! `.checkpoint`, and events for conflicts, a full log, released ballast, displaced and quarantined content, and
 //! poisoning. Without it they cost nothing.
+
+#[doc = include_str!("../docs/embedding.md")]
+pub mod embedding {}
 
 mod check;
 mod checkpointer;

@@ -130,7 +130,8 @@ impl Options {
     }
 
     /// Contents up to this many bytes travel inside the log, so that their files need no sync of their own. Default
-    /// 1 MiB; a transaction's contents together take at most a quarter of a segment.
+    /// 1 MiB; a transaction's contents together take at most a quarter of a segment. Contents of more than 1 MiB that
+    /// are streamed, patched or appended to never do.
     #[must_use]
     pub fn inline_bytes_max(mut self, bytes: u64) -> Self {
         self.inline_bytes_max = bytes;
@@ -138,7 +139,7 @@ impl Options {
     }
 
     /// Originals up to this many bytes are kept whole in the log until the checkpoint; of larger ones a digest. Default
-    /// 4096.
+    /// 4096. An original is one record: what is larger than a segment can't be replaced if this says to keep it.
     #[must_use]
     pub fn image_bytes_max(mut self, bytes: u64) -> Self {
         self.image_bytes_max = bytes;
@@ -146,13 +147,16 @@ impl Options {
     }
 
     /// Space kept back in the store for putting durable transactions in place on a full disk, in bytes. Default 1 MiB.
+    /// A smaller value than last time does not give space back.
     #[must_use]
     pub fn ballast_bytes(mut self, bytes: u64) -> Self {
         self.ballast_bytes = bytes;
         self
     }
 
-    /// How long after the first unsettled commit a background checkpoint starts. Default 1 s.
+    /// How long after the first unsettled commit a background checkpoint starts. Default 1 s. Under load it starts
+    /// later, at most every ten times the last one's duration; at once when the log is half full, when a content went
+    /// by reference, and when a directory was moved or removed.
     #[must_use]
     pub fn settle_after(mut self, time: Duration) -> Self {
         self.settle_after = time;
@@ -174,7 +178,8 @@ impl Options {
     }
 
     /// How many transactions may be submitted and not committed yet; [`crate::Transaction::submit`] then blocks.
-    /// Default 1024, at least 1. Their contents are held in memory until they are in place.
+    /// Default 1024, at least 1. Those of their contents that travel in the log are held in memory until they are
+    /// settled.
     #[must_use]
     pub fn submitted_max(mut self, transactions: usize) -> Self {
         self.submitted_max = transactions;

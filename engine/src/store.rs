@@ -200,8 +200,8 @@ impl Store {
     /// it. What was submitted and is not applied yet is not waited for.
     ///
     /// # Errors
-    /// `no_space`, after which it can be tried again. Any other means that the store is poisoned; the log still has
-    /// everything.
+    /// `no_space`, after which it can be tried again, unless it was a sync or the log that met it. Then, and after any
+    /// other, the store is poisoned; the log still has everything.
     pub fn checkpoint(&self) -> Result<(), Error> {
         self.shared.engine.checkpoint()
     }
@@ -438,7 +438,7 @@ fn check_file_system(root: &dyn Dir, options: &Options) -> Result<Vec<String>, E
     let file_system = root.file_system().on("describe the file system of", ".")?;
     if file_system.remote && !options.allow_remote {
         let reason = format!(
-            "the root lies on {}, where none of atomtree's promises is known to hold; use a local file system, or allow it",
+            "the root lies on {}, where none of atomtree's promises is known to hold; use a local file system, or allow it (--allow-remote)",
             file_system.name
         );
         return Err(Error::invalid(ErrorKind::Unsupported, reason));

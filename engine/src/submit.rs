@@ -73,7 +73,10 @@ impl Engine {
         );
         self.check_health()?;
         let durability = transaction.durability;
-        let mut prepared = self.plan_and_stage(&mut transaction)?;
+        let mut prepared = match self.plan_and_stage(&mut transaction) {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(error.with_transaction(transaction)),
+        };
         let (promise, ticket) = Promise::new(self.opened_by());
         prepared.ticket = promise.state();
         self.enqueue(Submitted { prepared, order: Order { promise, durability } })?;

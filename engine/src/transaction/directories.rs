@@ -75,7 +75,7 @@ impl Transaction {
         }
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory. That makes the transaction a barrier; see [`Transaction::rename`].
     ///
     /// # Errors
     /// `not_found`, `not_a_directory`, `not_empty`; else as for [`Transaction::write`].
@@ -89,7 +89,9 @@ impl Transaction {
         self.view.remove_dir(&spot)
     }
 
-    /// Removes a directory and everything in it, of whatever kind. It leaves the tree in one rename.
+    /// Removes a directory and everything in it, of whatever kind. It leaves the tree in one rename; but everything in
+    /// it is looked at first, and takes a record in the log. That makes the transaction a barrier; see
+    /// [`Transaction::rename`].
     ///
     /// # Errors
     /// `not_found`, `not_a_directory`; `mount_point` and `cross_device` if another file system lies in it; else as for

@@ -41,8 +41,8 @@ impl Transaction {
     /// As [`Transaction::write`], with everything that `source` has, which may be more than fits into memory. Returns its
     /// length in bytes.
     ///
-    /// Contents that do not travel in the log are written beside the tree as they come, into `.atomtree/stage`; at most
-    /// 1 MiB is held in memory.
+    /// Contents of more than 1 MiB, or than `inline_bytes_max` if that is less, do not travel in the log: they are
+    /// written beside the tree as they come, into `.atomtree/stage`. About 1 MiB is held in memory at most.
     ///
     /// # Errors
     /// As for [`Transaction::write`]; `io`, naming the path, if `source` fails; `no_space`.

@@ -23,8 +23,10 @@ impl Transaction {
     /// attributes and time of modification, and a directory everything in it.
     ///
     /// A regular file of up to `inline_bytes_max` bytes with a single name gets a new inode, by which it travels in the
-    /// log; everything else keeps its own. Renaming a directory costs the same whatever lies in it. It settles the
-    /// store first if something at or below either name is not settled, and commits alone.
+    /// log; everything else keeps its own. Renaming a directory costs the same whatever lies in it.
+    ///
+    /// Whatever keeps its inode makes the transaction a barrier: it settles the store first if something at or below
+    /// either name is not settled, syncs the file system before the log, commits alone, and is settled at once.
     ///
     /// # Errors
     /// `not_found` if nothing stands at `from`; `is_a_directory`, `not_a_directory` and `not_empty` for a target that

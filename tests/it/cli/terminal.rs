@@ -158,6 +158,8 @@ fn commands_that_write_take_the_options_of_the_store() {
         "--segment-bytes",
         "--log-bytes-max",
         "--inline-bytes-max",
+        "--image-bytes-max",
+        "--ballast-bytes",
         "--settle-after-ms",
         "--history-transactions-max",
         "--adopt",
