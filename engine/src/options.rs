@@ -250,6 +250,9 @@ impl Options {
             format!("segment_bytes is {segment_bytes}, which is no multiple of 4096")
         } else if log_bytes_max < 3 * segment_bytes {
             format!("log_bytes_max is {log_bytes_max}, less than three segments of {segment_bytes}")
+        } else if self.image_bytes_max > segment_bytes / 4 {
+            let most = segment_bytes / 4;
+            format!("image_bytes_max is {}, more than a quarter of a segment, {most}", self.image_bytes_max)
         } else if self.submitted_max == 0 {
             "submitted_max is 0, and nothing could be submitted".into()
         } else {

@@ -74,6 +74,9 @@ pub(crate) struct Engine {
     health: Mutex<Health>,
     /// Id of the process that opened the store.
     opened_by: u32,
+    /// Whether an inode keeps its number when it gets another name: not on overlayfs, which copies what lies in a lower
+    /// layer, and refuses to rename a directory there.
+    pub(crate) moves_inodes: bool,
     /// Whether inodes of this store may only go where the same project or encryption policy holds.
     pub(crate) is_bound: bool,
     report: Report,
@@ -282,6 +285,8 @@ impl Engine {
         drop(analysis);
         let stage = Stage::create(&places)?;
         let is_bound = stage.dir().flags().doing("read the flags of", ".atomtree/stage")?.binds_inodes;
+        let file_system = places.root.file_system().doing("describe the file system of", ".")?;
+        let moves_inodes = file_system.name != "overlayfs";
         let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
         let recovery = Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange };
         let mut report = Report::default();
@@ -321,6 +326,7 @@ impl Engine {
             wake: Condvar::new(),
             health: Mutex::new(Health::Open),
             opened_by: std::process::id(),
+            moves_inodes,
             is_bound,
             report,
             warnings,

@@ -81,6 +81,7 @@ impl Transaction {
     /// `not_found`, `not_a_directory`, `not_empty`; else as for [`Transaction::write`].
     pub fn remove_dir(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
         let (spot, id) = self.existing_dir(path.as_ref())?;
+        self.check_moves(&spot)?;
         // Everything that is there on disk has to be known, to be compared at the commit.
         if !self.view.list(id)?.is_empty() {
             let reason = "it is not empty; remove_dir_all removes what is in it as well";
@@ -98,6 +99,7 @@ impl Transaction {
     /// [`Transaction::write`].
     pub fn remove_dir_all(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
         let (top, id) = self.existing_dir(path.as_ref())?;
+        self.check_moves(&top)?;
         // First everything is looked at, which can fail; then it is all taken away, the deepest first.
         let mut spots = vec![top];
         let mut unseen = vec![id];

@@ -116,6 +116,16 @@ impl Transaction {
         !matches!(self.view.stands(spot), Stands::Nothing)
     }
 
+    /// Whether the directory at a spot can get another name, or go: it can't where inodes don't.
+    pub(super) fn check_moves(&mut self, spot: &Spot) -> Result<(), Error> {
+        let id = self.view.dir_at(spot)?;
+        if self.shared.engine.moves_inodes || self.view.dir(id).made.is_some() {
+            return Ok(());
+        }
+        let reason = "overlayfs may refuse to rename a directory, and removing one is a rename too; move or remove the files in it";
+        Err(Error::refused(ErrorKind::Unsupported, spot.path.as_path(), reason))
+    }
+
     /// The caller is told of what stands there, or relies on it.
     pub(super) fn note_read(&mut self, spot: &Spot) {
         let name = self.view.name_mut(spot);

@@ -36,6 +36,9 @@ impl Transaction {
         let from = self.existing(from.as_ref(), Purpose::Name)?;
         let (given, asked) = (to.as_ref(), asked(to.as_ref())?);
         let is_dir = matches!(self.view.stands(&from), Stands::Dir);
+        if is_dir {
+            self.check_moves(&from)?;
+        }
         // A link takes the place of another; a file does only if it may.
         let purpose = match self.view.stands(&from) {
             Stands::Dir | Stands::Symlink(_) => Purpose::Name,
@@ -110,7 +113,17 @@ impl Transaction {
             Stands::File(file) => return Ok(Now::File(file.clone())),
             Stands::Nothing | Stands::Dir => unreachable!("neither is taken up"),
         };
-        if image.kind == Kind::File && image.links == 1 && image.size <= inline {
+        let moves = self.shared.engine.moves_inodes;
+        if !moves && image.kind == Kind::Symlink {
+            let Content::Inline(target) = &image.content else { unreachable!("a symlink's image holds it") };
+            let (target, attributes) = (target.to_vec(), image.attributes);
+            return Ok(Now::Symlink(NewSymlink { target, attributes }));
+        }
+        if !moves {
+            self.check_regular(from)?;
+            self.check_hard_links(from)?;
+        }
+        if image.kind == Kind::File && (!moves || image.links == 1 && image.size <= inline) {
             return Ok(Now::File(NewFile { modified: Some(image.modified), ..self.loaded(from)? }));
         }
         let directory = self.view.dir(from.dir);
