@@ -116,6 +116,9 @@ struct Past<'a> {
 #[derive(Serialize)]
 struct Change {
     path: JsonPath,
+    /// Where it stood before, if it was moved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<JsonPath>,
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<State>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -222,6 +225,7 @@ pub(crate) fn show(common: &Common, tx: u64) -> Result<u8, Failure> {
         .iter()
         .map(|change| Change {
             path: JsonPath::from_bytes(&change.path),
+            from: change.from.as_deref().map(JsonPath::from_bytes),
             before: change.before.as_ref().map(State::new),
             after: change.after.as_ref().map(State::new),
         })
@@ -253,7 +257,7 @@ pub(crate) fn show(common: &Common, tx: u64) -> Result<u8, Failure> {
 fn table_of(changes: &[Change]) -> Table {
     let [left, right] = [Align::Left, Align::Right];
     let mut table = Table::new([left, left, left, right, right, left]).indented(2);
-    for Change { path, before, after } in changes {
+    for Change { path, from, before, after } in changes {
         let (sign, style) = match (before, after) {
             (None, Some(_)) => ("+", Style::Good),
             (Some(_), None) => ("-", Style::Bad),
@@ -264,13 +268,17 @@ fn table_of(changes: &[Change]) -> Table {
         let mode = |state: Option<&State>| state.map(|state| state.mode.clone()).unwrap_or_default();
         let extent = |state: Option<&State>| state.map(State::extent).unwrap_or_default();
         let arrow = |text: String| if text.is_empty() { text } else { text + " ->" };
+        let path = match from {
+            Some(from) => format!("{} (was {})", path.0.to_string_lossy(), from.0.to_string_lossy()),
+            None => path.0.to_string_lossy().into_owned(),
+        };
         table.row([
             cell(sign, style),
             cell(if mode(was) == mode(is) { String::new() } else { arrow(mode(was)) }, Style::Faint),
             mode(is).into(),
             cell(arrow(extent(was)), Style::Faint),
             extent(is).into(),
-            cell(path.0.to_string_lossy(), style),
+            cell(path, style),
         ]);
     }
     table

@@ -116,6 +116,32 @@ fn figures_and_states_are_frozen() {
 }
 
 #[test]
+fn what_moves_leads_and_goes_is_shown() {
+    let tree = Tree::new();
+    tree.applied(r#"{"ops":[{"op":"write","path":"d/a","text":"1","mode":"0600"},{"op":"write","path":"gone/b","text":"2","mode":"0600"},{"op":"symlink","path":"l","target":"d"}]}"#);
+    // A file that changed just before it was looked at is digested, whatever becomes of it.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let ran = tree.apply(
+        r#"{"ops":[{"op":"rename","from":"d","to":"e"},{"op":"rmdir","path":"gone","recursive":true},{"op":"symlink","path":"l","target":"e"},{"op":"chmod","path":"e/a","mode":"0640"}]}"#,
+    );
+    assert_eq!(super::without_ms(&ran.out), "{\"line\":1,\"ok\":true,\"tx\":2,\"files\":6,\"ms\":#}");
+    let file = |mode: &str| format!(r#"{{"kind":"file","mode":"{mode}","size":1,"blake3":#}}"#);
+    let link = r#"{"kind":"symlink","mode":"0777","size":1,"blake3":#}"#;
+    let directory = format!(r#"{{"kind":"directory","mode":"{}"}}"#, super::mode_of(&tree, "e"));
+    assert_shape(
+        &json(&tree, &["show", "2"]),
+        0,
+        &["lsn", "time", "blake3"],
+        &format!(
+            r#"{{"ok":true,"tx":2,"lsn":#,"time":#,"settled":true,"files":6,"changes":[{{"path":"e","from":"d","after":{directory}}},{{"path":"l","before":{link},"after":{link}}},{{"path":"gone","before":{directory}}},{{"path":"e/a","before":{},"after":{}}},{{"path":"d","before":{directory}}},{{"path":"gone/b","before":{}}}]}}"#,
+            file("0600"),
+            file("0640"),
+            r#"{"kind":"file","mode":"0600","size":1}"#,
+        ),
+    );
+}
+
+#[test]
 fn an_open_store_names_its_holder() {
     let tree = Tree::new();
     let mut batch = tree.batch(&["--settle-after-ms", "3600000"]);
