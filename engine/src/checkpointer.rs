@@ -217,8 +217,7 @@ impl Engine {
             let lsn = append_checkpoint(&mut commits.log, record).map_err(atomtree_recovery::Error::Log)?;
             commits.log.sync().map_err(atomtree_recovery::Error::Log)?;
             commits.is_closed = false;
-            commits.settled = settled;
-            commits.unsettled.retain(|transaction| transaction.lsn > settled);
+            commits.note_settled(settled);
             Ok::<_, Error>((settled, lsn))
         })?;
         self.discard_originals(transactions)?;

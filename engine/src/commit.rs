@@ -386,7 +386,7 @@ impl Engine {
         let through = finished.last().expect("there was one at least").lsn;
         // Only a hint for recovery, which finds out without it; if it can't be written, the next append says so.
         let _ = append_applied(&mut commits.log, Applied { through: through.0 });
-        commits.unsettled.extend(finished.iter().cloned());
+        commits.note_unsettled(&finished);
         self.note_applied(finished);
     }
 
@@ -396,17 +396,44 @@ impl Engine {
     }
 }
 
+fn is_barrier(transaction: &Committed<'_>) -> bool {
+    transaction.changes.iter().any(Change::is_barrier)
+}
+
 impl CommitState {
+    fn note_unsettled(&mut self, applied: &[Arc<Committed<'static>>]) {
+        self.unsettled_barriers += applied.iter().filter(|transaction| is_barrier(transaction)).count();
+        self.unsettled.extend_from_slice(applied);
+    }
+
+    /// Forgets what is settled.
+    pub(crate) fn note_settled(&mut self, settled: Lsn) {
+        self.settled = settled;
+        self.unsettled.retain(|transaction| transaction.lsn > settled);
+        if self.unsettled_barriers > 0 {
+            self.unsettled_barriers =
+                self.unsettled.iter().filter(|transaction| is_barrier(transaction)).count();
+        }
+    }
+
     /// Whether a checkpoint has to come between what is unsettled and this transaction: in a recovery, whatever lies at
     /// or below the names of a transaction that moves or removes directories is touched by that one alone.
     fn has_to_settle_before(&self, prepared: &Prepared) -> bool {
+        fn changes_of<'a>(
+            transactions: impl Iterator<Item = &'a Arc<Committed<'static>>>,
+        ) -> impl Iterator<Item = &'a Change<'static>> {
+            transactions.flat_map(|transaction| &transaction.changes)
+        }
+        fn barriers<'a>(changes: impl Iterator<Item = &'a Change<'static>>) -> HashSet<&'a TreePath> {
+            changes.filter(|change| change.is_barrier()).flat_map(Change::names).collect()
+        }
         let changes = || prepared.planned.iter().map(|planned| &planned.change);
-        let unsettled = || self.unsettled.iter().flat_map(|transaction| &transaction.changes);
-        let barriers: HashSet<&TreePath> =
-            changes().filter(|change| change.is_barrier()).flat_map(Change::names).collect();
-        let unsettled_barriers: HashSet<&TreePath> =
-            unsettled().filter(|change| change.is_barrier()).flat_map(Change::names).collect();
-        lies_below(unsettled(), &barriers) || lies_below(changes(), &unsettled_barriers)
+        // Barriers are few, and most transactions have nothing to do with one.
+        let unsettled_barriers = self.unsettled.iter().filter(|transaction| is_barrier(transaction));
+        let is_below_unsettled =
+            self.unsettled_barriers > 0 && lies_below(changes(), &barriers(changes_of(unsettled_barriers)));
+        is_below_unsettled
+            || prepared.is_barrier() && lies_below(changes_of(self.unsettled.iter()), &barriers(changes()))
     }
 }
 

@@ -93,6 +93,8 @@ pub(crate) struct CommitState {
     pub(crate) settled: Lsn,
     /// What is applied and not settled, in order.
     pub(crate) unsettled: Vec<Arc<Committed<'static>>>,
+    /// How many of those move or remove directories, or change what kind of thing a name is.
+    pub(crate) unsettled_barriers: usize,
     /// Whether the log says that it is closed.
     pub(crate) is_closed: bool,
 }
@@ -317,7 +319,14 @@ impl Engine {
             ballast,
             can_exchange,
             stage,
-            commits: Mutex::new(CommitState { log, next_tx, settled, unsettled: Vec::new(), is_closed }),
+            commits: Mutex::new(CommitState {
+                log,
+                next_tx,
+                settled,
+                unsettled: Vec::new(),
+                unsettled_barriers: 0,
+                is_closed,
+            }),
             group: GroupCommit::new(),
             submits: Submits::default(),
             checkpoint_turn: Mutex::new(()),
