@@ -252,17 +252,17 @@ impl<'a> Repair<'a> {
             if self.is_in_place(change, moved).doing("look at", &change.path)? {
                 continue;
             }
-            let slot = match place.slot {
-                Some(slot) => slot,
-                None => {
-                    let slot = self.new_slot();
-                    let stage = self.recovery.stage.dir();
-                    place
-                        .dir
-                        .rename(&place.name, &**stage, &slot.os_name())
-                        .doing("take out", &moved.from)?;
-                    slot
+            let slot = if let Some(slot) = place.slot {
+                slot
+            } else {
+                let slot = self.new_slot();
+                let stage = self.recovery.stage.dir();
+                match place.dir.rename(&place.name, &**stage, &slot.os_name()) {
+                    // Another program has taken it away since it was found.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    taken => taken.doing("take out", &moved.from)?,
                 }
+                slot
             };
             self.moving.insert(&change.path, slot);
             self.applier.parents.forget();
