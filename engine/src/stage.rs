@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use atomtree_recovery::apply::Parent;
+use atomtree_recovery::apply::{Parent, is_no_directory};
 use atomtree_recovery::image::{Attributes, Bytes, Content, Image};
 use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
@@ -310,8 +310,8 @@ impl<'a> Plan<'a> {
         let Directory { disk, mode, .. } = self.view.dir(id);
         let (disk, mode) = (disk.clone().expect("it stood on disk"), *mode);
         let from = TreePath::from_bytes(&disk).expect("the root is never moved");
-        let parent = self.view.parents.of(&from).on("open the directory of", from.as_path())?;
-        let found = parent.dir.metadata(from.name()).on("look at", from.as_path())?;
+        let parent = unless_gone(self.view.parents.of(&from), "open the directory of", &from)?;
+        let found = unless_gone(parent.dir.metadata(from.name()), "look at", &from)?;
         if self.view.dir(id).inode != Some(found.inode) {
             return Err(Error::conflict(from.as_path(), "it was replaced since the transaction looked"));
         }
@@ -372,7 +372,7 @@ impl<'a> Plan<'a> {
         for (below, names) in listings {
             if below.is_empty() || !names.is_empty() {
                 let dir = top.open_dir(Path::new(std::ffi::OsStr::from_bytes(below)));
-                dir.and_then(|dir| dir.check_writable()).on("remove the directory", path.as_path())?;
+                unless_gone(dir.and_then(|dir| dir.check_writable()), "remove the directory", path)?;
             }
         }
         Ok(())
@@ -460,6 +460,16 @@ impl<'a> Plan<'a> {
         let inode = stage.dir().metadata(&slot.slot.os_name())?.inode;
         self.prepared.staged.push(Staged::Here(slot));
         Ok(After::Symlink { target: link.target.clone(), attributes: link.attributes.clone(), inode })
+    }
+}
+
+/// An error that says that something has gone which the transaction saw is a conflict: trying again may help.
+fn unless_gone<T>(result: io::Result<T>, doing: &'static str, path: &TreePath) -> Result<T, Error> {
+    match result {
+        Err(error) if is_no_directory(&error) => {
+            Err(Error::conflict(path.as_path(), "it was moved or removed since the transaction looked"))
+        }
+        result => result.on(doing, path.as_path()),
     }
 }
 

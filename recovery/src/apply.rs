@@ -375,6 +375,19 @@ impl<'a> Applier<'a> {
         for attempt in 1.. {
             let dir = self.parent(path)?;
             let slot_dir = self.slots.of(self.places, slot)?;
+            // Without an exchange a power cut could keep the rename that destroys a name, and not the second name that
+            // was given before. That does not matter for what the log explains; anything else leaves by one rename.
+            if exists && !self.can_exchange {
+                match recognise(&*dir, path.name()) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        self.quarantine(&*dir, path.name(), path)?;
+                        exists = false;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
             let result = if exists {
                 self.with_ballast(|this| this.exchange(&*slot_dir, slot, &*dir, path.name()))
             } else {
@@ -382,10 +395,18 @@ impl<'a> Applier<'a> {
             };
             match result {
                 Ok(()) if exists => return self.judge(slot, path, recognise),
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    let original = original_name(slot);
+                    if !self.can_exchange && !is_free(&*slot_dir, &original)? {
+                        // An attempt that found the name taken again had come as far as this.
+                        slot_dir.rename(&original, &*slot_dir, &slot.os_name())?;
+                        return self.judge(slot, path, recognise);
+                    }
+                    return Ok(());
+                }
                 Err(error) if attempt == ATTEMPTS => return Err(error),
                 // The name came or went since it was looked at: the other way, then.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !exists => exists = true,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => exists = true,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     exists = dir.metadata(path.name()).is_ok();
                     self.parents.forget();
@@ -452,6 +473,8 @@ impl<'a> Applier<'a> {
         match self.parents.of(path) {
             Err(error) if is_no_directory(&error) => {
                 let parent = path.parent().ok_or(error)?;
+                // What is open may have been moved away meanwhile.
+                self.parents.forget();
                 let identity = self.places.vfs.identity()?;
                 let attributes = Attributes {
                     mode: 0o777 & !identity.umask,
@@ -472,7 +495,7 @@ impl<'a> Applier<'a> {
         }
         // Without an exchange the original gets a second name first, so that it survives being renamed over. An edit
         // by another program between the two calls is lost on such a file system; `status` says so.
-        let original = OsString::from(format!("{}-old", slot.name));
+        let original = original_name(slot);
         if is_free(slot_dir, &slot.os_name())? && !is_free(slot_dir, &original)? {
             // An attempt that ran out of space had come as far as this.
             return slot_dir.rename(&original, slot_dir, &slot.os_name());
@@ -501,7 +524,14 @@ impl<'a> Applier<'a> {
                 copy.sync_all()?;
             }
         }
-        slot_dir.rename_over(&slot.os_name(), dir, name)?;
+        match slot_dir.rename_over(&slot.os_name(), dir, name) {
+            // The directory went meanwhile, with the name: then nothing came out, and nothing shall wait here as if it had.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                slot_dir.remove_file(&original)?;
+                return Err(error);
+            }
+            result => result?,
+        }
         slot_dir.rename(&original, slot_dir, &slot.os_name())
     }
 
@@ -563,6 +593,11 @@ fn moves_at_once(changes: &[Change<'_>]) -> bool {
         }
         _ => false,
     }
+}
+
+/// Where the original waits, on a file system without exchange, until the slot is free for it.
+fn original_name(slot: &Slot) -> OsString {
+    format!("{}-old", slot.name).into()
 }
 
 fn is_free(dir: &dyn Dir, name: &OsStr) -> io::Result<bool> {

@@ -258,7 +258,11 @@ impl<'a> Repair<'a> {
             } else {
                 let slot = self.new_slot();
                 let stage = self.recovery.stage.dir();
-                dir.rename(&name, &**stage, &slot.os_name()).doing("take out", &moved.from)?;
+                match dir.rename(&name, &**stage, &slot.os_name()) {
+                    // Another program has taken it away since it was found.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    taken => taken.doing("take out", &moved.from)?,
+                }
                 slot
             };
             self.moving.insert(&change.path, slot);

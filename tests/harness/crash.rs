@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use atomtree::vfs::faults::{Call, Fault, Faults, Verb};
 use atomtree::vfs::sim::Sim;
 use atomtree::vfs::{Access, Dir, Kind, Vfs};
-use atomtree::{Checkpoints, Error, Options, Store};
+use atomtree::{Checkpoints, Durability, Error, Options, Store};
 
 use crate::history::{Entry, History, Operation, Random, Settings, Step, Tree};
 
@@ -198,7 +198,15 @@ pub fn open(vfs: Arc<dyn Vfs>, settings: &Settings) -> Result<Store, Error> {
 
 /// Commits operations as one transaction.
 pub fn commit(store: &Store, operations: &[Operation]) -> Result<atomtree::Receipt, Error> {
+    commit_as(store, operations, false)
+}
+
+/// The same, settled when it returns if that is wanted.
+pub fn commit_as(store: &Store, operations: &[Operation], settled: bool) -> Result<atomtree::Receipt, Error> {
     let mut transaction = store.begin()?;
+    if settled {
+        transaction.set_durability(Durability::Settled);
+    }
     for operation in operations {
         operation.perform(&mut transaction)?;
     }
@@ -216,7 +224,7 @@ pub fn step(
     match step {
         Step::Commit(operations) => {
             watch.set_in_flight(true);
-            commit(open_store, operations)?;
+            commit_as(open_store, operations, settings.settled)?;
             watch.acknowledge();
         }
         Step::Checkpoint => open_store.checkpoint()?,

@@ -1,15 +1,15 @@
-//! Histories in which one sync fails, and chains of crashes on one machine.
+//! Histories in which one sync fails, or one call, and chains of crashes on one machine.
 
 use std::sync::{Arc, Mutex};
 
 use atomtree::vfs::Vfs;
-use atomtree::vfs::faults::{Call, Fault, Verb};
+use atomtree::vfs::faults::{Call, Fault, Faults, Verb};
 use atomtree::vfs::sim::Sim;
-use atomtree::{ErrorKind, Store};
+use atomtree::{Error, ErrorKind, Store};
 
 use crate::crash::{
-    Crash, Meddle, Watch, check_stage_is_empty, commit, differences, judge, machine, open, recover, step,
-    tree_of,
+    Crash, Meddle, Progress, Watch, check_stage_is_empty, commit, commit_as, differences, judge, machine,
+    open, recover, step, tree_of,
 };
 use crate::history::{History, Random, Step, Tree, generate_operations};
 
@@ -328,4 +328,168 @@ fn drop_or_close(store: Store, machine: &Sim, random: &mut Random) {
     if random.percent(30) && store.close().is_ok() && !machine.is_halted() {
         check_stage_is_empty(machine).expect("a clean close leaves nothing in stage");
     }
+}
+
+/// Fails calls of a history, once or from then on, with the usual errors; and calls of recoveries of it. Every call has
+/// its turn if there are no more than `sample` of them; else so many are drawn. Returns how many failures were judged.
+///
+/// # Panics
+/// With the history and its trace, where a promise is broken.
+pub fn fail_calls(history: &History, sample: u64) -> u64 {
+    let mut random = Random::new(history.seed ^ 0xfa11);
+    let mut judged = 0;
+    let calls = count_calls(history);
+    for _ in 0..sample {
+        let failure = CallFailure {
+            number: 1 + random.below(calls),
+            errno: *random.pick(&[EIO, ENOSPC, EACCES]),
+            is_for_ever: random.percent(50),
+        };
+        let mut trace = Vec::new();
+        let verdict = fail_call(history, failure, &mut random, &mut trace);
+        judged += 1;
+        if let Err(reason) = verdict {
+            panic!(
+                "history {}, {failure:?}: {reason}\n{:?}\ninitial {:#?}\nsteps {:#?}\n{}",
+                history.seed,
+                history.settings,
+                history.initial,
+                history.steps,
+                trace.join("\n")
+            );
+        }
+    }
+    judged
+}
+
+/// No space left on device.
+const ENOSPC: i32 = 28;
+/// Permission denied.
+const EACCES: i32 = 13;
+
+/// Which call fails, and how.
+#[derive(Clone, Copy, Debug)]
+struct CallFailure {
+    number: u64,
+    errno: i32,
+    is_for_ever: bool,
+}
+
+impl CallFailure {
+    /// The storage as the engine shall see it, and whether the failure has come.
+    fn vfs(self, sim: &Sim, told: &Arc<Mutex<Vec<String>>>) -> Faults {
+        let told = Arc::clone(told);
+        let rule = move |call: &Call| {
+            let fails = call.number == self.number || self.is_for_ever && call.number > self.number;
+            // A failed sync is a matter of its own, above.
+            if !fails || call.verb.is_sync() {
+                return None;
+            }
+            let mut told = told.lock().expect("nothing panics while it is held");
+            if told.len() < 20 {
+                told.push(format!("{call:?}"));
+            }
+            Some(Fault::Error(self.errno))
+        };
+        Faults::new(Arc::new(sim.clone()), Arc::new(rule))
+    }
+}
+
+fn count_calls(history: &History) -> u64 {
+    let sim = machine(history);
+    let vfs = Faults::new(Arc::new(sim.clone()), atomtree::vfs::faults::fail_nothing());
+    run_steps(history, &Arc::new(vfs.clone()), &sim).1.expect("nothing fails");
+    vfs.calls()
+}
+
+/// How many transactions were acknowledged, and what went wrong with which step.
+fn run_steps(history: &History, vfs: &Arc<Faults>, sim: &Sim) -> (usize, Result<(), (Option<Step>, Error)>) {
+    let mut committed = 0;
+    let settings = &history.settings;
+    let mut store = match open(vfs.clone(), settings) {
+        Ok(store) => store,
+        Err(error) => return (committed, Err((None, error))),
+    };
+    for one in &history.steps {
+        let result = match one {
+            Step::Commit(operations) => {
+                commit_as(&store, operations, settings.settled).map(|_| committed += 1)
+            }
+            Step::Checkpoint => store.checkpoint(),
+            Step::Reopen => match store.close().and_then(|()| open(vfs.clone(), settings)) {
+                Ok(reopened) => {
+                    store = reopened;
+                    Ok(())
+                }
+                Err(error) => return (committed, Err((Some(one.clone()), error))),
+            },
+            Step::Wait => {
+                sim.advance(20_000_000);
+                Ok(())
+            }
+        };
+        if let Err(error) = result {
+            return (committed, Err((Some(one.clone()), error)));
+        }
+    }
+    let closed = store.close();
+    (committed, closed.map_err(|error| (None, error)))
+}
+
+fn fail_call(
+    history: &History,
+    failure: CallFailure,
+    random: &mut Random,
+    trace: &mut Vec<String>,
+) -> Result<(), String> {
+    let trees = history.trees();
+    let sim = machine(history);
+    sim.set_trace(true);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let (committed, result) = run_steps(history, &Arc::new(failure.vfs(&sim, &told)), &sim);
+    trace.extend(sim.trace());
+    trace.push(format!("{:#?}", told.lock().expect("nothing panics while it is held")));
+    trace.push(format!("{committed} committed, {result:?}"));
+    let allowed: &[Tree] = match &result {
+        Err((Some(Step::Commit(operations)), error)) => {
+            match error.kind() {
+                ErrorKind::OutcomeUnknown => &trees[committed..=committed + 1],
+                ErrorKind::CommittedNotApplied => &trees[committed + 1..=committed + 1],
+                // Anything else says that nothing was changed, and that can be seen at once.
+                _ => {
+                    let tree = tree_of(&sim);
+                    let poisoned = error.kind() == ErrorKind::Poisoned;
+                    if tree != trees[committed] && !poisoned {
+                        return Err(format!(
+                            "{operations:?}: {error}, and yet\n{}",
+                            differences(&tree, &trees[committed..=committed])
+                        ));
+                    }
+                    &trees[committed..=committed]
+                }
+            }
+        }
+        _ => &trees[committed..=committed],
+    };
+    // The recovery of what is left has calls that fail as well.
+    let crash = if random.percent(60) { Crash::Kill } else { Crash::Cut(random.next()) };
+    let machine = crash.of(&sim);
+    if random.percent(60) {
+        let again = CallFailure {
+            number: 1 + random.below(400),
+            errno: *random.pick(&[EIO, ENOSPC, EACCES]),
+            is_for_ever: random.percent(50),
+        };
+        let told = Arc::new(Mutex::new(Vec::new()));
+        machine.set_trace(true);
+        let opened = open(Arc::new(again.vfs(&machine, &told)), &history.settings);
+        trace.push(format!("{crash:?}, recovery with {again:?}: {:?}", opened.as_ref().err()));
+        trace.extend(machine.trace());
+        trace.push(format!("{:#?}", told.lock().expect("nothing panics while it is held")));
+    }
+    let machine = if random.percent(50) { machine.kill() } else { machine.power_cut(random.next()) };
+    machine.set_trace(true);
+    let (result, _) = recover(&machine, &history.settings, Progress::default(), false);
+    let verdict = judge(result, &machine, &history.settings, allowed, random, true);
+    verdict.map(drop).map_err(|reason| format!("{reason}\n{}", machine.trace().join("\n")))
 }

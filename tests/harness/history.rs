@@ -116,6 +116,17 @@ pub const PATHS: [&str; 7] = ["a", "b", "dir/x", "dir/y", "new/deep/z", "new/w",
 /// The directories that histories make, move, remove and put other things in the place of.
 pub const DIRS: [&str; 6] = ["dir", "new", "new/deep", "dir/in", "other", "b"];
 
+/// Histories with seeds from here on are of directories, for the most part.
+pub const DIRECTORIES: u64 = 1 << 40;
+
+/// The directories of such histories: enough depth for moves within moves.
+pub const DEEP_DIRS: [&str; 10] =
+    ["d", "e", "n", "hold", "d/in", "d/in/deep", "e/in", "n/in", "e/in/deep", "b"];
+
+/// Their files; one of the names is a directory's too, in another life.
+pub const DEEP_FILES: [&str; 10] =
+    ["a", "b", "d/x", "d/in/y", "d/in/deep/z", "e/w", "e/in/v", "n/u", "n/in/u", "d/in/deep/s"];
+
 /// One operation of a transaction.
 #[derive(Clone)]
 pub enum Operation {
@@ -327,6 +338,8 @@ pub struct Settings {
     pub cache_pinned: bool,
     /// Whether a file's sync keeps earlier name operations.
     pub sync_keeps_names: bool,
+    /// Whether commits are settled when they return.
+    pub settled: bool,
 }
 
 /// A tree, and what is done to it.
@@ -345,8 +358,11 @@ pub struct History {
 }
 
 impl History {
-    /// The history that `seed` decides.
+    /// The history that `seed` decides. From [`DIRECTORIES`] on it is one of directories, for the most part.
     pub fn generate(seed: u64) -> Self {
+        if seed >= DIRECTORIES {
+            return Self::generate_directories(seed);
+        }
         let mut random = Random::new(seed);
         let settings = Settings {
             inline_bytes_max: *random.pick(&[1 << 20, 1 << 20, 1000, 100]),
@@ -354,6 +370,7 @@ impl History {
             inode_reuse: random.percent(30),
             cache_pinned: random.percent(15),
             sync_keeps_names: random.percent(25),
+            settled: false,
         };
         let mut initial = Tree::new();
         for path in PATHS {
@@ -398,6 +415,45 @@ impl History {
         Self { seed, settings, initial, prelude, steps }
     }
 
+    /// Transactions that move, replace, remove and make directories at several depths. A third of these histories is
+    /// run with [`Durability::Settled`], a third on a file system that cannot exchange names.
+    fn generate_directories(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let settings = Settings {
+            inline_bytes_max: *random.pick(&[1 << 20, 1000, 100]),
+            can_exchange: random.percent(67),
+            inode_reuse: random.percent(60),
+            cache_pinned: random.percent(15),
+            sync_keeps_names: random.percent(25),
+            settled: random.percent(33),
+        };
+        let mut initial = Tree::new();
+        for path in DEEP_FILES {
+            if random.percent(60) {
+                let mode = *random.pick(&[0o644, 0o600, 0o755]);
+                let content = some_content(&mut random);
+                put(&mut initial, path, Entry::file(content, mode));
+            }
+        }
+        let mut tree = initial.clone();
+        let mut steps = Vec::new();
+        for number in 0..=random.below(3) {
+            if number > 0 {
+                match random.below(10) {
+                    0 => steps.push(Step::Checkpoint),
+                    1 => steps.push(Step::Reopen),
+                    2..5 => steps.push(Step::Wait),
+                    _ => {}
+                }
+            }
+            steps.push(Step::Commit(generate_directory_operations(&mut random, &mut tree)));
+        }
+        if random.percent(30) {
+            steps.push(Step::Checkpoint);
+        }
+        Self { seed, settings, initial, prelude: Vec::new(), steps }
+    }
+
     /// The tree after each number of transactions, the first being the initial one.
     pub fn trees(&self) -> Vec<Tree> {
         let mut trees = vec![self.initial.clone()];
@@ -427,6 +483,66 @@ pub fn generate_operations(random: &mut Random, tree: &mut Tree) -> Vec<Operatio
         }
     }
     operations
+}
+
+/// Operations of one transaction that has to do with directories, each possible after those before it; done to the
+/// tree.
+pub fn generate_directory_operations(random: &mut Random, tree: &mut Tree) -> Vec<Operation> {
+    let mut operations = Vec::new();
+    while operations.is_empty() || random.percent(60) {
+        for operation in some_directory_operations(random) {
+            if !operation.is_possible(tree) {
+                break;
+            }
+            operation.perform_on(tree);
+            operations.push(operation);
+        }
+    }
+    operations
+}
+
+/// Operations that belong together, possible or not.
+fn some_directory_operations(random: &mut Random) -> Vec<Operation> {
+    let dir = |random: &mut Random| *random.pick(&DEEP_DIRS);
+    let file = |random: &mut Random| *random.pick(&DEEP_FILES);
+    let any = |random: &mut Random| {
+        if random.percent(75) { *random.pick(&DEEP_DIRS) } else { *random.pick(&DEEP_FILES) }
+    };
+    match random.below(24) {
+        0..6 => vec![Operation::Rename(dir(random), dir(random))],
+        6..8 => vec![Operation::Rename(any(random), any(random))],
+        // A swap, of two directories or of a file and a directory.
+        8..11 => {
+            let (one, two) = (any(random), any(random));
+            vec![Operation::Rename(one, "hold"), Operation::Rename(two, one), Operation::Rename("hold", two)]
+        }
+        // A cycle.
+        11 => {
+            let (one, two, three) = (dir(random), dir(random), dir(random));
+            vec![
+                Operation::Rename(one, "hold"),
+                Operation::Rename(two, one),
+                Operation::Rename(three, two),
+                Operation::Rename("hold", three),
+            ]
+        }
+        // Another directory, or a file, in the place of one.
+        12 => {
+            let dir = dir(random);
+            vec![Operation::RemoveDirAll(dir), Operation::CreateDir(dir)]
+        }
+        13 => {
+            let dir = dir(random);
+            vec![Operation::RemoveDirAll(dir), Operation::Write(dir, some_content(random))]
+        }
+        14 => vec![Operation::RemoveDirAll(dir(random))],
+        15 => vec![Operation::RemoveDir(dir(random))],
+        16 => vec![Operation::CreateDir(dir(random))],
+        17..21 => vec![Operation::Write(file(random), some_content(random))],
+        21 => vec![Operation::Remove(file(random))],
+        22 => vec![Operation::Symlink(any(random), ["a", "d/x", "nowhere"][random.below(3) as usize])],
+        _ => vec![Operation::SetMode(any(random), *random.pick(&[0o700, 0o755, 0o711, 0o500]))],
+    }
 }
 
 /// An operation of any kind, possible or not.

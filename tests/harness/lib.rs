@@ -4,6 +4,7 @@ pub mod crash;
 pub mod failing;
 pub mod filler;
 pub mod foreign;
+pub mod foreign_dirs;
 pub mod history;
 pub mod interrupted;
 pub mod volume;

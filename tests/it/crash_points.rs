@@ -44,7 +44,7 @@ fn every_crash_leaves_whole_transactions() {
 }
 
 /// Adds up what `visit` says of each seed, on two threads.
-fn sum_over(seeds: std::ops::Range<u64>, visit: impl Fn(u64) -> u64 + Sync) -> u64 {
+pub(crate) fn sum_over(seeds: std::ops::Range<u64>, visit: impl Fn(u64) -> u64 + Sync) -> u64 {
     let (next, sum) = (AtomicU64::new(seeds.start), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..2 {

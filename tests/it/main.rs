@@ -9,6 +9,7 @@ mod crash_points;
 mod damage;
 mod debian_package;
 mod errors;
+mod foreign_dirs;
 mod full_disk;
 mod golden;
 mod kills;

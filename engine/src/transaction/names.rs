@@ -113,17 +113,17 @@ impl Transaction {
             Stands::File(file) => return Ok(Now::File(file.clone())),
             Stands::Nothing | Stands::Dir => unreachable!("neither is taken up"),
         };
-        let moves = self.shared.engine.moves_inodes;
-        if !moves && image.kind == Kind::Symlink {
+        let keeps_inode = self.shared.engine.moves_inodes;
+        if !keeps_inode && image.kind == Kind::Symlink {
             let Content::Inline(target) = &image.content else { unreachable!("a symlink's image holds it") };
             let (target, attributes) = (target.to_vec(), image.attributes);
             return Ok(Now::Symlink(NewSymlink { target, attributes }));
         }
-        if !moves {
+        if !keeps_inode {
             self.check_regular(from)?;
             self.check_hard_links(from)?;
         }
-        if image.kind == Kind::File && (!moves || image.links == 1 && image.size <= inline) {
+        if image.kind == Kind::File && (!keeps_inode || image.links == 1 && image.size <= inline) {
             return Ok(Now::File(NewFile { modified: Some(image.modified), ..self.loaded(from)? }));
         }
         let directory = self.view.dir(from.dir);

@@ -138,6 +138,24 @@ impl Sim {
         state.sync_name(path.as_ref());
     }
 
+    /// Renames to a free name in a directory that is there, with everything below; all of that, and both names, are
+    /// durable. Returns whether it could.
+    pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> bool {
+        let (from, to) = (from.as_ref(), to.as_ref());
+        let ((from_dir, from_name), (to_dir, to_name)) = (split(from), split(to));
+        let mut state = self.outside();
+        let (Ok(from_dir), Ok(to_dir)) = (state.walk(ROOT, from_dir), state.walk(ROOT, to_dir)) else {
+            return false;
+        };
+        if state.rename((from_dir, from_name), (to_dir, to_name), false).is_err() {
+            return false;
+        }
+        state.sync_name(from);
+        state.sync_name(to);
+        sync_below(&mut state, to);
+        true
+    }
+
     /// Removes as [`Sim::remove`] does, without syncing anything, like `rm -r`.
     pub fn remove_unsynced(&self, path: impl AsRef<Path>) {
         remove(&mut self.outside(), path.as_ref());
@@ -242,6 +260,19 @@ fn write(state: &mut State, path: &Path, bytes: &[u8]) -> Id {
     let inode = state.inode_mut(id);
     (inode.cached.modified, inode.cached.changed) = (now, now);
     id
+}
+
+/// Makes what stands at the path durable, with everything below it.
+fn sync_below(state: &mut State, path: &Path) {
+    let Some(id) = state.find(path) else { return };
+    state.sync_file(id, true);
+    if let Body::Dir { cached, .. } = &state.inode(id).body {
+        let below: Vec<PathBuf> = cached.entries.keys().map(|name| path.join(&**name)).collect();
+        for path in below {
+            state.sync_name(&path);
+            sync_below(state, &path);
+        }
+    }
 }
 
 fn remove(state: &mut State, path: &Path) {
