@@ -16,7 +16,7 @@ use atomtree_tests::crash::{
 };
 use atomtree_tests::failing::{chain, fail_every_sync, lose_data_in_background};
 use atomtree_tests::foreign::{Scenario, Tally};
-use atomtree_tests::history::{Entry, History, Operation, Random, Tree};
+use atomtree_tests::history::{Entry, History, Operation, Random, Step, Tree};
 use atomtree_wal::{Log, LogOptions, Record};
 
 /// How many histories each ordinary run explores; `ATOMTREE_CRASH_HISTORIES=first..end` explores others.
@@ -354,4 +354,27 @@ fn edits_by_other_programs_are_kept() {
         }
     }
     println!("{tally:?}");
+}
+
+/// Goal: a directory that moves out of another, and into the one that takes the other's place, does not go along with
+/// the other. Method: every crash of that one transaction; a recovery that took the path for the place would lose it.
+#[test]
+fn what_moves_into_the_successor_of_its_directory_survives() {
+    let mut history = History::generate(7);
+    history.settings.can_exchange = true;
+    history.initial = Tree::from([
+        ("a".into(), Entry::Dir(0o755)),
+        ("a/goes".into(), Entry::file(b"goes".to_vec(), 0o644)),
+        ("a/x".into(), Entry::Dir(0o755)),
+        ("a/x/stays".into(), Entry::file(b"stays".to_vec(), 0o644)),
+    ]);
+    history.prelude.clear();
+    history.steps = vec![Step::Commit(vec![
+        Operation::Rename("a/x", "c"),
+        Operation::RemoveDirAll("a"),
+        Operation::CreateDir("a"),
+        Operation::Rename("c", "a/x"),
+    ])];
+    let visited = explore(&history, Effort { cuts: 6, nested_per_mille: 200, nested_again_per_mille: 10 });
+    assert!(visited > 300, "only {visited} crash states were visited");
 }
