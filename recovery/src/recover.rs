@@ -14,6 +14,7 @@ use std::sync::Arc;
 use atomtree_vfs::{Dir, File, Kind, is_symlink_error};
 use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
+use crate::acl::{ACCESS_ACL, DEFAULT_ACL};
 use crate::analyze::{Analysis, Committed, analyze, watermark};
 use crate::apply::{Applier, Displaced, Parents, is_no_directory, passing_mode, quarantine_name};
 use crate::ballast::Ballast;
@@ -463,7 +464,11 @@ impl<'a> Repair<'a> {
     /// else was set by someone since, and stays.
     fn keep_metadata(&mut self, target: Target<'_>, examined: &Examined) -> io::Result<()> {
         let Some(found) = &examined.attributes else { return Ok(()) };
-        let Some(wanted) = self.attributes_for(target, Some(found))? else { return Ok(()) };
+        let Some(mut wanted) = self.attributes_for(target, Some(found))? else { return Ok(()) };
+        if examined.dir.is_some() && target.attributes().is_some_and(|goal| goal.mode == wanted.mode) {
+            // What is in it comes later, and then it is closed again.
+            wanted.mode = passing_mode(Kind::Dir, wanted.mode);
+        }
         if wanted == *found {
             return Ok(());
         }
@@ -498,8 +503,12 @@ impl<'a> Repair<'a> {
             .map(|one| Attributes { mode: passing_mode(Kind::Dir, one.mode), ..(*one).clone() })
             .collect();
         logged.extend(&passing);
+        // A directory that is made gets its ACLs from the one above it, by the kernel, and none of them are logged.
+        let is_acl = |name: &[u8]| name == ACCESS_ACL || name == DEFAULT_ACL;
+        let is_made = matches!(target.change.after, After::Dir { .. });
+        let xattrs = found.xattrs.iter().filter(|xattr| !(is_made && is_acl(&xattr.name))).cloned().collect();
         // Any transaction that has not settled may have given the file what was found.
-        if Attributes::is_mix(found, &logged, &identity) {
+        if Attributes::is_mix(&Attributes { xattrs, ..found.clone() }, &logged, &identity) {
             return Ok(Some(goal.clone()));
         }
         self.report.metadata_kept.push(path.clone());
