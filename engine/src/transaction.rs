@@ -312,6 +312,8 @@ impl Transaction {
         offset_of: impl FnOnce(u64) -> Result<u64, Error>,
         bytes: &[u8],
     ) -> Result<(), Error> {
+        // A symlink that may be replaced can't be edited: there is nothing in it.
+        self.check_regular(spot)?;
         self.load(spot)?;
         let Now::File(file) = &mut self.view.name_mut(spot).now else { unreachable!("it was loaded") };
         let offset = offset_of(file.content.size())?;
@@ -420,8 +422,8 @@ impl Transaction {
     /// directory an empty one. Directories above `to` are made. What is renamed keeps its mode, owner, ACLs, extended
     /// attributes and time of modification, and a directory everything in it.
     ///
-    /// A regular file of up to `inline_bytes_max` bytes with a single name gets a new inode, by which it travels in the
-    /// log; everything else keeps its own. Renaming a directory costs the same whatever lies in it. It settles the
+    /// A regular file of up to `inline_bytes_max` bytes with a single name and without holes gets a new inode, by which it
+    /// travels in the log; everything else keeps its own. Renaming a directory costs the same whatever lies in it. It settles the
     /// store first if something at or below either name is not settled, and commits alone.
     ///
     /// # Errors
@@ -455,6 +457,9 @@ impl Transaction {
             Some(target) => target,
             None => self.make_spot(&asked)?,
         };
+        if is_dir {
+            self.check_inheritance(&from, &to)?;
+        }
         if matches!(self.view.stands(&to), Stands::Dir) {
             self.view.remove_dir(&to)?;
         }
@@ -468,6 +473,19 @@ impl Transaction {
             }
             None => self.view.move_dir(&from, &to),
         }
+    }
+
+    /// Whether a directory that is still to be made gets the same from where it shall stand as from where it was asked
+    /// for: it is made there.
+    fn check_inheritance(&mut self, from: &Spot, to: &Spot) -> Result<(), Error> {
+        let id = self.view.dir_at(from)?;
+        if self.view.dir(id).made.is_none()
+            || self.defaults_in(from.dir)?.acl == self.defaults_in(to.dir)?.acl
+        {
+            return Ok(());
+        }
+        let reason = "it is made by this transaction under another default ACL; make it where it shall stand";
+        Err(Error::refused(ErrorKind::Unsupported, from.path.as_path(), reason))
     }
 
     /// Whether something renamed may take the place of what stands there.
@@ -506,7 +524,14 @@ impl Transaction {
             Stands::File(file) => return Ok(Now::File(file.clone())),
             Stands::Nothing | Stands::Dir => unreachable!("neither is taken up"),
         };
-        if image.kind == Kind::File && image.links == 1 && image.size <= inline {
+        let travels = image.kind == Kind::File
+            && image.links == 1
+            && image.size <= inline
+            // Who may not read it may rename it all the same.
+            && image.content != Content::Unread
+            // A copy would fill the holes.
+            && !self.disk(from)?.metadata(&from.name).on("look at", from.path.as_path())?.is_sparse;
+        if travels {
             return Ok(Now::File(NewFile { modified: Some(image.modified), ..self.loaded(from)? }));
         }
         let directory = self.view.dir(from.dir);
