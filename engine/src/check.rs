@@ -147,6 +147,10 @@ impl Engine {
                     return conflict("it was put into a directory that is to be removed");
                 }
                 if let Some(image) = images.get(below.as_os_str().as_bytes()) {
+                    if dir.metadata(&entry.name).is_ok_and(|found| found.is_fixed) {
+                        let reason = "it was made immutable or append-only since the transaction looked";
+                        return Err(Error::refused(ErrorKind::Permission, path.join(&entry.name), reason));
+                    }
                     match image.is_unchanged_at(&*self.places.vfs, &*dir, &entry.name) {
                         Ok(true) => {}
                         Ok(false) => return conflict("it was changed since the transaction looked"),
@@ -179,7 +183,8 @@ impl Engine {
         let above = match parents.of(path) {
             Ok(above) => above,
             Err(error) if is_no_directory(&error) => {
-                let is_as_seen = seen.is_none() && !is_symlink_error(&error);
+                // Nothing can stand in a directory that was not there, and one that was there would be made anew.
+                let is_as_seen = seen.is_none() && parent == 0 && !is_symlink_error(&error);
                 return if is_as_seen { Ok(None) } else { conflict("its directory was moved or replaced") };
             }
             Err(error) => return Err(error).on("open the directory of", path.as_path()),

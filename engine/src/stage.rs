@@ -231,14 +231,18 @@ impl<'a> Plan<'a> {
         }
         let listings = self.listings(&entry, has_left);
         self.check_emptied(&path, &entry, &listings)?;
-        let contents = match &entry.original {
+        let contents: Vec<(TreePath, Image<'static>)> = match &entry.original {
             Some(image) if image.kind == Kind::Dir && !has_left && !matches!(entry.now, Now::Original) => {
                 let gone = self.view.dir_of_inode(image.inode).expect("it was emptied");
                 self.view.contents(gone, &self.moved)
             }
             _ => Vec::new(),
         };
+        if let Some((below, _)) = contents.iter().find(|(_, image)| image.is_fixed) {
+            return Err(fixed(path.as_path().join(below.as_path())));
+        }
         let (after, is_implied) = self.after(&path, &entry)?;
+        self.check_mode(&path, &entry, &after)?;
         let before = entry.original.filter(|_| !has_left);
         let is_in_place = match &after {
             After::Same { .. } => true,
@@ -310,8 +314,8 @@ impl<'a> Plan<'a> {
         let Directory { disk, mode, .. } = self.view.dir(id);
         let (disk, mode) = (disk.clone().expect("it stood on disk"), *mode);
         let from = TreePath::from_bytes(&disk).expect("the root is never moved");
-        let parent = unless_gone(self.view.parents.of(&from), "open the directory of", &from)?;
-        let found = unless_gone(parent.dir.metadata(from.name()), "look at", &from)?;
+        let parent = still(self.view.parents.of(&from), "open the directory of", from.as_path())?;
+        let found = still(parent.dir.metadata(from.name()), "look at", from.as_path())?;
         if self.view.dir(id).inode != Some(found.inode) {
             return Err(Error::conflict(from.as_path(), "it was replaced since the transaction looked"));
         }
@@ -371,8 +375,13 @@ impl<'a> Plan<'a> {
         let top = self.view.handle(id)?.expect("it stands on disk");
         for (below, names) in listings {
             if below.is_empty() || !names.is_empty() {
-                let dir = top.open_dir(Path::new(std::ffi::OsStr::from_bytes(below)));
-                unless_gone(dir.and_then(|dir| dir.check_writable()), "remove the directory", path)?;
+                let below = Path::new(std::ffi::OsStr::from_bytes(below));
+                let checked = top.open_dir(below).and_then(|dir| {
+                    dir.check_writable()?;
+                    let is_sticky = dir.own_metadata()?.mode & 0o1000 != 0;
+                    names.iter().filter(|_| is_sticky).try_for_each(|name| dir.check_removable(name))
+                });
+                still(checked, "remove the directory", &path.as_path().join(below))?;
             }
         }
         Ok(())
@@ -396,11 +405,41 @@ impl<'a> Plan<'a> {
         }
         let Some(original) = original else { return Ok(()) };
         if original.is_fixed {
-            let reason = "it is immutable or append-only; `chattr -i -a` takes the flag off";
-            return Err(Error::refused(ErrorKind::Permission, path.as_path(), reason));
+            return Err(fixed(path.as_path()));
         }
         if parent.metadata.mode & 0o1000 != 0 {
             parent.dir.check_removable(path.name()).on("replace, in a sticky directory,", path.as_path())?;
+        }
+        Ok(())
+    }
+
+    /// Whether what stays at a name, moves there or is made there can be given its mode: by its owner, and the setgid bit
+    /// by a member of its group, for everybody else would lose it without being told.
+    fn check_mode(&self, path: &TreePath, entry: &Name, after: &After<'_>) -> Result<(), Error> {
+        let (before, wanted) = match (after, &entry.original) {
+            (After::Same { attributes }, Some(original)) => (&original.attributes, attributes),
+            (After::Moved(moved), _) if moved.before.mode != moved.attributes.mode => {
+                (&moved.before, &moved.attributes)
+            }
+            (After::Dir { attributes }, _) => (attributes, attributes),
+            _ => return Ok(()),
+        };
+        let identity = self.engine.places.vfs.identity().on("read the identity of", "this process")?;
+        let refused = |reason| Err(Error::refused(ErrorKind::Permission, path.as_path(), reason));
+        if identity.uid != 0 && identity.uid != before.uid {
+            return refused("it belongs to another user, who alone may change its mode");
+        }
+        if identity.uid != 0 && identity.gid != wanted.gid && wanted.mode & 0o2000 != 0 {
+            // Whether the process is in a group shows when it gives a file of its own to that.
+            let stage = self.engine.stage();
+            let probe = StagedSlot::new(stage);
+            let group = Attributes { mode: 0o600, uid: identity.uid, gid: wanted.gid, xattrs: Vec::new() };
+            match stage.write(&probe.slot, b"", &group) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return refused("it has the setgid bit and a group that this process is not in");
+                }
+                written => drop(written.on("stage a file for the group of", path.as_path())?),
+            }
         }
         Ok(())
     }
@@ -463,14 +502,19 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// An error that says that something has gone which the transaction saw is a conflict: trying again may help.
-fn unless_gone<T>(result: io::Result<T>, doing: &'static str, path: &TreePath) -> Result<T, Error> {
+/// What was there when the transaction looked, and is not any more, is a conflict.
+fn still<T>(result: io::Result<T>, verb: &'static str, path: &Path) -> Result<T, Error> {
     match result {
         Err(error) if is_no_directory(&error) => {
-            Err(Error::conflict(path.as_path(), "it was moved or removed since the transaction looked"))
+            Err(Error::conflict(path, "it was moved or removed since the transaction looked"))
         }
-        result => result.on(doing, path.as_path()),
+        result => result.on(verb, path),
     }
+}
+
+fn fixed(path: impl AsRef<Path>) -> Error {
+    let reason = "it is immutable or append-only; `chattr -i -a` takes the flag off";
+    Error::refused(ErrorKind::Permission, path, reason)
 }
 
 impl Staged {

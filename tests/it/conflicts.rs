@@ -1,6 +1,9 @@
 //! Isolation: a transaction commits only if what it read and what it replaces are still what it saw; and it commits
 //! whenever they are.
 
+mod directories;
+mod handed_back;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -19,6 +19,7 @@ mod metadata;
 mod model;
 mod power_cuts;
 mod real_input;
+mod rules;
 mod settled;
 mod source_tree;
 mod spans;

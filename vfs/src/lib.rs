@@ -87,6 +87,8 @@ pub struct Metadata {
     /// Whether a flag of the inode, immutable or append-only, keeps everybody from replacing or removing it, or, of a
     /// directory, from changing its names.
     pub is_fixed: bool,
+    /// Whether it takes less room than its length: then it has holes, or is compressed.
+    pub is_sparse: bool,
 }
 
 /// What the flags of a directory's inode say about the names in it.

@@ -121,6 +121,7 @@ fn metadata(stat: &Statx) -> io::Result<Metadata> {
         gid: stat.stx_gid,
         links: stat.stx_nlink.into(),
         is_fixed: stat.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
+        is_sparse: stat.stx_blocks.saturating_mul(512) < stat.stx_size,
         size: stat.stx_size,
         modified: file_time(&stat.stx_mtime),
         changed: file_time(&stat.stx_ctime),

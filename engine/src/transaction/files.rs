@@ -158,6 +158,8 @@ impl Transaction {
         offset_of: impl FnOnce(u64) -> Result<u64, Error>,
         bytes: &[u8],
     ) -> Result<(), Error> {
+        // A symlink that may be replaced can't be edited: there is nothing in it.
+        self.check_regular(spot)?;
         self.load(spot)?;
         let Now::File(file) = &mut self.view.name_mut(spot).now else { unreachable!("it was loaded") };
         let offset = offset_of(file.content.size())?;

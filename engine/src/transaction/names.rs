@@ -11,7 +11,7 @@ use atomtree_vfs::Kind;
 use super::Transaction;
 use super::lookup::{Purpose, asked, check_mode, exists};
 use crate::content::{NewFile, NewSymlink};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, OnPath};
 use crate::view::{Now, Spot, Stands};
 
 /// The longest target of a symlink, as the kernel takes it.
@@ -22,8 +22,8 @@ impl Transaction {
     /// directory an empty one. Directories above `to` are made. What is renamed keeps its mode, owner, ACLs, extended
     /// attributes and time of modification, and a directory everything in it.
     ///
-    /// A regular file of up to `inline_bytes_max` bytes with a single name gets a new inode, by which it travels in the
-    /// log; everything else keeps its own. Renaming a directory costs the same whatever lies in it.
+    /// A regular file of up to `inline_bytes_max` bytes with a single name and without holes gets a new inode, by which
+    /// it travels in the log; everything else keeps its own. Renaming a directory costs the same whatever lies in it.
     ///
     /// Whatever keeps its inode makes the transaction a barrier: it settles the store first if something at or below
     /// either name is not settled, syncs the file system before the log, commits alone, and is settled at once.
@@ -62,6 +62,9 @@ impl Transaction {
             Some(target) => target,
             None => self.make_spot(&asked)?,
         };
+        if is_dir {
+            self.check_inheritance(&from, &to)?;
+        }
         if matches!(self.view.stands(&to), Stands::Dir) {
             self.view.remove_dir(&to)?;
         }
@@ -75,6 +78,19 @@ impl Transaction {
             }
             None => self.view.move_dir(&from, &to),
         }
+    }
+
+    /// Whether a directory that is still to be made gets the same from where it shall stand as from where it was asked
+    /// for: it is made there.
+    fn check_inheritance(&mut self, from: &Spot, to: &Spot) -> Result<(), Error> {
+        let id = self.view.dir_at(from)?;
+        if self.view.dir(id).made.is_none()
+            || self.defaults_in(from.dir)?.acl == self.defaults_in(to.dir)?.acl
+        {
+            return Ok(());
+        }
+        let reason = "it is made by this transaction under another default ACL; make it where it shall stand";
+        Err(Error::refused(ErrorKind::Unsupported, from.path.as_path(), reason))
     }
 
     /// Whether something renamed may take the place of what stands there.
@@ -123,7 +139,13 @@ impl Transaction {
             self.check_regular(from)?;
             self.check_hard_links(from)?;
         }
-        if image.kind == Kind::File && (!keeps_inode || image.links == 1 && image.size <= inline) {
+        let travels = image.links == 1
+            && image.size <= inline
+            // Who may not read it may rename it all the same.
+            && image.content != Content::Unread
+            // A copy would fill the holes.
+            && !self.disk(from)?.metadata(&from.name).on("look at", from.path.as_path())?.is_sparse;
+        if image.kind == Kind::File && (!keeps_inode || travels) {
             return Ok(Now::File(NewFile { modified: Some(image.modified), ..self.loaded(from)? }));
         }
         let directory = self.view.dir(from.dir);

@@ -20,7 +20,7 @@ pub(super) struct Defaults {
     gid: u32,
     setgid: bool,
     umask: u32,
-    acl: Option<Vec<u8>>,
+    pub(super) acl: Option<Vec<u8>>,
 }
 
 impl Transaction {

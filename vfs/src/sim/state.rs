@@ -109,6 +109,7 @@ impl Inode {
             gid: self.cached.gid,
             links: self.links,
             is_fixed: false,
+            is_sparse: false,
             size,
             modified: self.cached.modified,
             changed: self.cached.changed,
