@@ -92,6 +92,10 @@ fn tell(result: &Result<Done, Failure>) -> Result<u8, Failure> {
             format!("transaction {}: {files} changed in {took}", done.tx)
         }
     }];
+    lines.extend(done.lost.iter().map(|path| {
+        let path = printable(&path.0.to_string_lossy());
+        format!("{path}: another program took away what was to be moved there, and it has got nothing")
+    }));
     lines.extend(done.displaced.iter().map(|displaced| {
         let path = printable(&displaced.path.0.to_string_lossy());
         let kept = printable(&displaced.kept);

@@ -35,22 +35,28 @@ impl Engine {
                 Seen::Listing { path, inode, names } => check_listing(parents, path, *inode, names)?,
             }
         }
-        let mut made_meanwhile = Vec::new();
+        let mut made_meanwhile: HashSet<TreePath> = HashSet::new();
+        // Directories, by inode, in which names may still be changed.
+        let mut writable: HashSet<u64> = HashSet::new();
         // Directories that are not there and that this transaction makes: nothing can stand in them.
         let mut to_be_made: HashSet<TreePath> = HashSet::new();
         for planned in &mut prepared.planned {
             let change = &mut planned.change;
             if let Some(moved) = change.moved() {
                 check_moved(parents, moved)?;
+                check_writable(parents, &moved.from, &mut writable)?;
             }
             if let Some(disk) = &planned.disk {
                 let is_in_new_dir = disk.parent().is_some_and(|parent| to_be_made.contains(&parent));
                 if planned.is_implied && change.before.is_none() {
                     // Somebody else has made the directory: then there is nothing to make, and nothing in the way.
                     if !is_in_new_dir && is_directory(parents, disk).on("look at", disk.as_path())? {
-                        made_meanwhile.push(change.path.clone());
+                        made_meanwhile.insert(change.path.clone());
                         continue;
                     }
+                }
+                if !is_in_new_dir && !matches!(change.after, After::Same { .. }) {
+                    check_writable(parents, disk, &mut writable)?;
                 }
                 if matches!(change.after, After::Dir { .. }) && change.before.is_none() {
                     to_be_made.insert(disk.clone());
@@ -257,6 +263,18 @@ impl Engine {
             return Err(Error::conflict(path.as_path(), reason));
         }
         Ok(Some(fresh))
+    }
+}
+
+/// Whether names in the directory of one may still be changed. It is nobody's fault but the transaction's own if not, so
+/// it fails here and not after the commit point.
+fn check_writable(parents: &mut Parents, path: &TreePath, known: &mut HashSet<u64>) -> Result<(), Error> {
+    match parents.of(path) {
+        Ok(above) if known.insert(above.metadata.inode) => {
+            above.dir.check_writable().on("change names in the directory of", path.as_path())
+        }
+        // What is missing is told by who looks at the name.
+        _ => Ok(()),
     }
 }
 

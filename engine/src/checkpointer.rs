@@ -209,7 +209,9 @@ impl Engine {
             // If nothing was applied meanwhile, the records behind the last commit are covered too: they explain
             // nothing, and would keep their segment from being freed.
             let settled = match transactions.last() {
-                _ if self.unsettled.lock().transactions.is_empty() => commits.log.next_lsn().previous(),
+                _ if self.unsettled.lock().transactions.is_empty() && commits.is_all_applied => {
+                    commits.log.next_lsn().previous()
+                }
                 Some(last) => last.lsn,
                 None => commits.settled,
             };

@@ -198,7 +198,10 @@ impl Engine {
         while let Some(prepared) = waiting.pop_front() {
             let is_barrier = prepared.is_barrier();
             // What moves directories commits alone.
-            if !logged.is_empty() && (is_barrier || overlaps(&prepared, &changed)) {
+            // Nor may the checkpoint that one needs come while others are logged and not applied: it would settle them.
+            if !logged.is_empty()
+                && (is_barrier || overlaps(&prepared, &changed) || commits.has_to_settle_before(&prepared))
+            {
                 waiting.push_front(prepared);
                 break;
             }
@@ -304,7 +307,7 @@ impl Engine {
             Ok(lsn) => {
                 prepared.keep_staged();
                 commits.next_tx = TransactionId(commits.next_tx.0 + 1);
-                commits.is_closed = false;
+                (commits.is_closed, commits.is_all_applied) = (false, false);
                 Ok(Some(Committed { begin: plan.begin, lsn, changes: plan.changes }))
             }
             Err(wal::Error::Full { .. }) => {
@@ -386,6 +389,7 @@ impl Engine {
         let through = finished.last().expect("there was one at least").lsn;
         // Only a hint for recovery, which finds out without it; if it can't be written, the next append says so.
         let _ = append_applied(&mut commits.log, Applied { through: through.0 });
+        commits.is_all_applied = true;
         commits.note_unsettled(&finished);
         self.note_applied(finished);
     }
@@ -454,7 +458,11 @@ fn overlaps(prepared: &Prepared, changed: &HashSet<TreePath>) -> bool {
     let lists = |path: &[u8]| {
         changed.iter().any(|changed| changed.parent_path().as_os_str().as_encoded_bytes() == path)
     };
-    prepared.planned.iter().flat_map(|planned| planned.change.names()).any(|name| changed.contains(name))
+    // The mode of a directory decides whether names in it may be changed.
+    let is_touched = |name: &TreePath| {
+        changed.contains(name) || name.parent().is_some_and(|above| changed.contains(&above))
+    };
+    prepared.planned.iter().flat_map(|planned| planned.change.names()).any(is_touched)
         || prepared.reads.iter().any(|read| match &read.seen {
             Seen::Name(_) => changed.contains(&read.path),
             Seen::Listing { path, .. } => lists(path),

@@ -154,8 +154,8 @@ impl Engine {
 struct Plan<'a> {
     engine: &'a Engine,
     view: &'a mut View,
-    /// Inodes, other than directories, that get another name.
-    moved: HashSet<u64>,
+    /// Where inodes stand, other than directories, that get another name.
+    moved: HashSet<TreePath>,
     /// Directories, by inode, in which names may be changed.
     permitted: HashSet<u64>,
     staging: Staging,
@@ -171,7 +171,7 @@ impl<'a> Plan<'a> {
             sync_all: transaction.durability == Durability::Settled,
             to_sync: Vec::new(),
         };
-        let moved = transaction.view.moved_inodes();
+        let moved = transaction.view.moved_from();
         let reads = transaction.view.kept_reads.clone();
         let prepared =
             Prepared { label, agent, planned: Vec::new(), reads, staged: Vec::new(), ticket: None };
@@ -220,9 +220,13 @@ impl<'a> Plan<'a> {
             }
             return Ok(());
         }
-        let has_left = self.view.has_left(&entry, &self.moved);
-        // In a directory that this transaction makes, everything is permitted.
-        if parent != 0 {
+        let has_left = self.view.has_left(id, name, &self.moved);
+        if let Some(disk) = disk.clone().filter(|_| has_left && entry.is_read) {
+            // Its mover knows it by its inode; what was read is more than that.
+            self.prepared.reads.push(Read { path: disk, parent, seen: Seen::Name(entry.original.clone()) });
+        }
+        // In a directory that this transaction makes, everything is permitted; and a mode is no name.
+        if parent != 0 && !matches!(entry.now, Now::Original) {
             self.check_permitted(id, &path, entry.original.as_ref())?;
         }
         if has_left && matches!(entry.now, Now::Absent) {
@@ -233,7 +237,9 @@ impl<'a> Plan<'a> {
         self.check_emptied(&path, &entry, &listings)?;
         let contents: Vec<(TreePath, Image<'static>)> = match &entry.original {
             Some(image) if image.kind == Kind::Dir && !has_left && !matches!(entry.now, Now::Original) => {
-                let gone = self.view.dir_of_inode(image.inode).expect("it was emptied");
+                let replaced =
+                    || Error::conflict(path.as_path(), "it was replaced since the transaction looked");
+                let gone = self.view.dir_of_inode(image.inode).ok_or_else(replaced)?;
                 self.view.contents(gone, &self.moved)
             }
             _ => Vec::new(),
@@ -353,7 +359,7 @@ impl<'a> Plan<'a> {
             for (name, entry) in &self.view.dir(id).names {
                 let Some(image) = &entry.original else { continue };
                 names.insert(name.clone());
-                if image.kind == Kind::Dir && !self.view.has_left(entry, &self.moved) {
+                if image.kind == Kind::Dir && !self.view.has_left(id, name, &self.moved) {
                     let slash: &[u8] = if below.is_empty() { b"" } else { b"/" };
                     unseen.push((image.inode, [&below, slash, name.as_bytes()].concat().into()));
                 }

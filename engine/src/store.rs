@@ -95,6 +95,8 @@ pub(crate) struct CommitState {
     pub(crate) unsettled: Vec<Arc<Committed<'static>>>,
     /// How many of those move or remove directories, or change what kind of thing a name is.
     pub(crate) unsettled_barriers: usize,
+    /// Whether every commit in the log has been applied: between a round's appends and its apply none may be settled.
+    pub(crate) is_all_applied: bool,
     /// Whether the log says that it is closed.
     pub(crate) is_closed: bool,
 }
@@ -325,6 +327,7 @@ impl Engine {
                 settled,
                 unsettled: Vec::new(),
                 unsettled_barriers: 0,
+                is_all_applied: true,
                 is_closed,
             }),
             group: GroupCommit::new(),

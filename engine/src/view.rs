@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -37,9 +38,10 @@ pub(crate) struct View {
     vfs: Arc<dyn Vfs>,
     limits: ImageLimits,
     dirs: Vec<Directory>,
+    next_serial: u64,
     by_inode: HashMap<u64, DirId>,
     /// Directories that are not gone, by the path that the transaction leaves them; the root's is empty.
-    by_path: HashMap<Box<[u8]>, DirId>,
+    by_path: BTreeMap<Box<[u8]>, DirId>,
     /// What was read of directories that a return to a savepoint made unknown again.
     pub(crate) kept_reads: Vec<Read>,
 }
@@ -53,6 +55,8 @@ pub(crate) struct Directory {
     pub(crate) inode: Option<u64>,
     /// Where the transaction leaves it.
     pub(crate) path: Box<[u8]>,
+    /// Tells it from another that had its number before a return to a savepoint.
+    serial: u64,
     /// Whether the transaction removes it.
     pub(crate) is_gone: bool,
     /// Of one that the transaction makes.
@@ -168,8 +172,9 @@ impl View {
             vfs,
             limits,
             dirs: vec![root],
+            next_serial: 1,
             by_inode: HashMap::from([(inode, ROOT)]),
-            by_path: HashMap::from([(Box::default(), ROOT)]),
+            by_path: BTreeMap::from([(Box::default(), ROOT)]),
             kept_reads: Vec::new(),
         })
     }
@@ -343,20 +348,26 @@ impl View {
             }
             Err(error) => return Err(error).on("open the directory of", asked.as_path()),
         };
-        Ok(Found::Dir(self.adopt(path, disk, &found)))
+        self.adopt(path, disk, &found).map(Found::Dir)
+    }
+
+    fn add(&mut self, directory: Directory) {
+        self.dirs.push(Directory { serial: self.next_serial, ..directory });
+        self.next_serial += 1;
     }
 
     /// Takes a directory on disk into the view.
-    fn adopt(&mut self, path: &[u8], disk: Vec<u8>, found: &Metadata) -> DirId {
-        if let Some(id) = self.by_inode.get(&found.inode) {
-            // Another spelling of one that is known, in a directory that folds case.
-            return *id;
+    fn adopt(&mut self, path: &[u8], disk: Vec<u8>, found: &Metadata) -> Result<DirId, Error> {
+        if self.by_inode.contains_key(&found.inode) {
+            // Or it is another spelling, in a directory that folds case, where nothing can be changed anyway.
+            let path = Path::new(OsStr::from_bytes(path));
+            return Err(Error::conflict(path, "it was moved here since the transaction first looked"));
         }
         let id = DirId(self.dirs.len());
-        self.dirs.push(Directory::new(Some(disk.into()), Some(found.inode), path.into()));
+        self.add(Directory::new(Some(disk.into()), Some(found.inode), path.into()));
         self.by_inode.insert(found.inode, id);
         self.by_path.insert(path.into(), id);
-        id
+        Ok(id)
     }
 
     /// Goes on from the canonical directory `done`, one component of `rest` after another, following symlinks that are
@@ -466,7 +477,15 @@ impl View {
     pub(crate) fn dir_at(&mut self, spot: &Spot) -> Result<DirId, Error> {
         let not_there =
             || Error::conflict(spot.path.as_path(), "it was replaced while the transaction looked");
-        self.child(spot.dir, &spot.name, &spot.path)?.ok_or_else(not_there)
+        let id = self.child(spot.dir, &spot.name, &spot.path)?.ok_or_else(not_there)?;
+        match self.name(spot) {
+            Name { now: Now::Original, original: Some(image), .. }
+                if self.dir(id).inode != Some(image.inode) =>
+            {
+                Err(not_there())
+            }
+            _ => Ok(id),
+        }
     }
 
     /// Puts a new directory at a spot where nothing stands.
@@ -478,7 +497,7 @@ impl View {
         let mut directory = Directory::new(disk, None, spot.path.as_bytes().into());
         directory.made = Some(Made { attributes, parent: spot.dir, is_implied });
         let id = DirId(self.dirs.len());
-        self.dirs.push(directory);
+        self.add(directory);
         self.by_path.insert(spot.path.as_bytes().into(), id);
         self.name_mut(spot).now = Now::Dir(id);
         id
@@ -524,13 +543,23 @@ impl View {
         if self.dir(id).made.is_some() {
             self.move_place(id, to);
         }
-        for directory in self.dirs.iter_mut().filter(|directory| !directory.is_gone) {
-            let rest = directory.path.strip_prefix(from.path.as_bytes());
-            if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest[0] == b'/') {
-                directory.path = [to.path.as_bytes(), rest].concat().into();
-            }
+        // What lies below has a path that begins with this one and a slash.
+        let below = [from.path.as_bytes(), b"/"].concat();
+        let moving: Vec<Box<[u8]>> = std::iter::once(from.path.as_bytes().into())
+            .chain(
+                self.by_path
+                    .range::<[u8], _>((Bound::Included(&*below), Bound::Unbounded))
+                    .map(|(path, _)| path)
+                    .take_while(|path| path.starts_with(&below))
+                    .cloned(),
+            )
+            .collect();
+        for old in moving {
+            let Some(id) = self.by_path.remove(&old) else { continue };
+            let new: Box<[u8]> = [to.path.as_bytes(), &old[from.path.as_bytes().len()..]].concat().into();
+            self.dir_mut(id).path.clone_from(&new);
+            self.by_path.insert(new, id);
         }
-        self.index();
         Ok(())
     }
 
@@ -570,13 +599,13 @@ impl View {
 
     /// Everything that was logged or can be of a directory that goes, by path below it.
     ///
-    /// `moved` are the inodes of [`View::moved_inodes`].
-    pub(crate) fn contents(&self, id: DirId, moved: &HashSet<u64>) -> Vec<(TreePath, Image<'static>)> {
+    /// `moved` are the places of [`View::moved_from`].
+    pub(crate) fn contents(&self, id: DirId, moved: &HashSet<TreePath>) -> Vec<(TreePath, Image<'static>)> {
         let mut contents = Vec::new();
         let mut unseen = vec![(id, Vec::new())];
         while let Some((id, prefix)) = unseen.pop() {
             for (name, entry) in &self.dir(id).names {
-                let Some(image) = entry.original.as_ref().filter(|_| !self.has_left(entry, moved)) else {
+                let Some(image) = entry.original.as_ref().filter(|_| !self.has_left(id, name, moved)) else {
                     continue;
                 };
                 let path = join(&prefix, name);
@@ -592,24 +621,33 @@ impl View {
     }
 
     /// Whether what stood at a name stands elsewhere when the transaction is through.
-    pub(crate) fn has_left(&self, name: &Name, moved: &HashSet<u64>) -> bool {
-        let Some(original) = &name.original else { return false };
+    pub(crate) fn has_left(&self, dir: DirId, name: &OsStr, moved: &HashSet<TreePath>) -> bool {
+        let entry = &self.dir(dir).names[name];
+        let Some(original) = &entry.original else { return false };
         if original.kind != Kind::Dir {
-            return !matches!(name.now, Now::Original) && moved.contains(&original.inode);
+            // Not by its inode, which may have other names.
+            return !matches!(entry.now, Now::Original)
+                && self.dir(dir).disk_path(name).is_some_and(|disk| moved.contains(&disk));
         }
-        match (self.dir_of_inode(original.inode), &name.now) {
+        match (self.dir_of_inode(original.inode), &entry.now) {
             (Some(_), Now::Original) | (None, _) => false,
             (Some(id), _) => !self.dir(id).is_gone,
         }
     }
 
-    /// The inodes, other than directories, that get another name.
-    pub(crate) fn moved_inodes(&self) -> HashSet<u64> {
+    /// The name at which an inode stands on disk that gets another one.
+    pub(crate) fn name_before(&mut self, moved: &Moved) -> Option<&mut Name> {
+        let id = self.dir_of_inode(moved.from_parent)?;
+        self.dir_mut(id).names.get_mut(moved.from.name())
+    }
+
+    /// Where inodes stand on disk, other than directories, that get another name.
+    pub(crate) fn moved_from(&self) -> HashSet<TreePath> {
         let names =
             self.dirs.iter().filter(|directory| !directory.is_gone).flat_map(|dir| dir.names.values());
         names
             .filter_map(|name| match &name.now {
-                Now::Moved { moved, .. } => Some(moved.inode),
+                Now::Moved { moved, .. } => Some(moved.from.clone()),
                 _ => None,
             })
             .collect()
@@ -624,7 +662,8 @@ impl View {
     pub(crate) fn return_to(&mut self, saved: &Saved) {
         let since = std::mem::replace(&mut self.dirs, saved.dirs.clone());
         for (index, later) in since.into_iter().enumerate() {
-            let Some(directory) = self.dirs.get_mut(index) else {
+            let same = self.dirs.get_mut(index).filter(|directory| directory.serial == later.serial);
+            let Some(directory) = same else {
                 self.kept_reads.extend(later.into_reads());
                 continue;
             };
@@ -661,6 +700,7 @@ impl Directory {
             disk,
             inode,
             path,
+            serial: 0,
             is_gone: false,
             made: None,
             mode: None,

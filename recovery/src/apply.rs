@@ -183,7 +183,8 @@ impl<'a> Applier<'a> {
         // What moves leaves its place before anything else happens, while the tree is as it was: the deepest first, so
         // that each still stands where it stood.
         let mut moving: Vec<_> = changes.iter().filter(|change| change.moved().is_some()).collect();
-        if !moves_at_once(changes) {
+        let at_once = moves_at_once(changes);
+        if !at_once {
             moving.sort_by_key(|change| change.moved().map(|moved| std::cmp::Reverse(moved.from.depth())));
             for change in moving {
                 let (Some(moved), Some(slot)) = (change.moved(), &change.slot) else { continue };
@@ -193,7 +194,7 @@ impl<'a> Applier<'a> {
             }
         }
         for change in changes {
-            self.apply_one(change, changes).map_err(|error| (change.path.as_path().to_owned(), error))?;
+            self.apply_one(change, at_once).map_err(|error| (change.path.as_path().to_owned(), error))?;
         }
         self.close_directories(changes.iter().filter_map(|change| {
             let is_made = matches!(change.after, After::Dir { .. } | After::Moved(_));
@@ -229,7 +230,7 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    fn apply_one(&mut self, change: &Change<'_>, all: &[Change<'_>]) -> io::Result<()> {
+    fn apply_one(&mut self, change: &Change<'_>, at_once: bool) -> io::Result<()> {
         let vfs = self.places.vfs.clone();
         let mut as_checked = |dir: &dyn Dir, name: &OsStr| match &change.before {
             Some(image) => image.is_unchanged_at(&*vfs, dir, name),
@@ -245,7 +246,7 @@ impl<'a> Applier<'a> {
             }
             (After::Moved(_), _) if self.lost.contains(path) => {}
             (After::Moved(moved), Some(slot)) => {
-                if moves_at_once(all) {
+                if at_once {
                     self.move_at_once(moved, path, slot)?;
                 } else {
                     self.put(slot, path, exists, &mut as_checked)?;
@@ -472,9 +473,19 @@ impl<'a> Applier<'a> {
     fn parent(&mut self, path: &TreePath) -> io::Result<Arc<dyn Dir>> {
         match self.parents.of(path) {
             Err(error) if is_no_directory(&error) => {
-                let parent = path.parent().ok_or(error)?;
                 // What is open may have been moved away meanwhile.
                 self.parents.forget();
+                let mut missing = Vec::new();
+                let mut above = Some(path.parent().ok_or(error)?);
+                while let Some(dir) = above {
+                    match self.parents.open(dir.as_path()) {
+                        Ok(_) => break,
+                        Err(error) if is_no_directory(&error) => {}
+                        Err(error) => return Err(error),
+                    }
+                    above = dir.parent();
+                    missing.push(dir);
+                }
                 let identity = self.places.vfs.identity()?;
                 let attributes = Attributes {
                     mode: 0o777 & !identity.umask,
@@ -482,7 +493,7 @@ impl<'a> Applier<'a> {
                     gid: identity.gid,
                     xattrs: Vec::new(),
                 };
-                self.make_dir(&parent, &attributes)?;
+                missing.iter().rev().try_for_each(|dir| self.make_dir(dir, &attributes))?;
                 Ok(self.parents.of(path)?.dir)
             }
             result => Ok(result?.dir),

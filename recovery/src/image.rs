@@ -172,11 +172,11 @@ impl Attributes {
         Ok(())
     }
 
-    /// Whether every single item of `found` is one of the `logged` ones, or what a file has that `creator` has just
-    /// created (mode 0600, or 0700 for a directory, nothing else): then a cut took part of our own changes, and nobody
-    /// else touched it.
-    pub fn is_mix(found: &Self, logged: &[&Self], creator: &Identity) -> bool {
-        let is_just_made = found.mode == 0o600 || found.mode & !0o2000 == MADE_DIR_MODE;
+    /// Whether every single item of `found` is one of the `logged` ones, or what something has that `creator` has just
+    /// created with this mode and nothing else: then a cut took part of our own changes, and nobody else touched it.
+    pub fn is_mix(found: &Self, logged: &[&Self], creator: &Identity, made_mode: Option<u32>) -> bool {
+        // The setgid bit comes from the directory above.
+        let is_just_made = made_mode.is_some_and(|made| found.mode & !0o2000 == made);
         let mode = is_just_made || logged.iter().any(|one| one.mode == found.mode);
         let user = found.uid == creator.uid || logged.iter().any(|one| one.uid == found.uid);
         let group = found.gid == creator.gid || logged.iter().any(|one| one.gid == found.gid);

@@ -4,6 +4,7 @@
 //! directories on the way there may themselves have been moved, or taken out of the tree, or not yet, the search goes
 //! on from each of those that it finds.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
@@ -33,12 +34,17 @@ pub(crate) struct Located<'a> {
     pub(crate) place: Option<Place>,
 }
 
+/// Kind, inode number and time of birth.
+type Identity = (Kind, u64, Option<Timestamp>);
+
 /// An inode to be found: one that moves, or a directory that was taken out and may hold one that does.
 struct Sought<'a> {
     change: &'a Change<'a>,
-    identity: (Kind, u64, Option<Timestamp>),
+    identity: Identity,
     /// Where it stood before.
     from: TreePath,
+    /// Whether it is what the change moves, and not what it takes out.
+    moves: bool,
     place: Option<Place>,
 }
 
@@ -58,7 +64,19 @@ pub(crate) fn locate<'a>(
         return Ok(Vec::new());
     }
     let mut sought: Vec<Sought<'a>> = changes.iter().flat_map(|change| sought_of(change, changes)).collect();
-    look_in_slots(places, &mut sought)?;
+    // In its own slot first, then by name: an inode with several names may be sought more than once, and stands at each.
+    let mut taken = HashSet::new();
+    for one in &mut sought {
+        let Some(slot) = one.change.slot.clone() else { continue };
+        let dir = match places.stage.open_dir(Path::new(&slot.dir)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        if let Some(place) = at(&dir, &slot.os_name(), one)? {
+            taken.insert((slot.dir.clone(), slot.name.clone()));
+            one.place = Some(Place { slot: Some(slot), ..place });
+        }
+    }
     for one in sought.iter_mut().filter(|one| one.place.is_none()) {
         for path in [&one.change.path, &one.from] {
             if one.place.is_none() {
@@ -70,10 +88,11 @@ pub(crate) fn locate<'a>(
             }
         }
     }
+    look_in_slots(places, &mut sought, &taken)?;
     // Below those that were found, until a round finds no more.
     while look_below(&mut sought)? {}
     let moved = sought.into_iter().filter_map(|one| {
-        let moved = one.change.moved().filter(|moved| moved.inode == one.identity.1)?;
+        let moved = one.change.moved().filter(|_| one.moves)?;
         Some(Located { change: one.change, moved, place: one.place })
     });
     Ok(moved.collect())
@@ -83,11 +102,17 @@ fn sought_of<'a>(change: &'a Change<'a>, all: &[&'a Change<'a>]) -> Vec<Sought<'
     let mut sought = Vec::new();
     if let Some(moved) = change.moved() {
         let identity = (moved.kind, moved.inode, moved.born);
-        sought.push(Sought { change, identity, from: moved.from.clone(), place: None });
+        sought.push(Sought { change, identity, from: moved.from.clone(), moves: true, place: None });
     }
     if let Some(image) = change.before.as_ref().filter(|_| change.takes_directory()) {
         let identity = (Kind::Dir, image.inode, image.born);
-        sought.push(Sought { change, identity, from: original_path(&change.path, all), place: None });
+        sought.push(Sought {
+            change,
+            identity,
+            from: original_path(&change.path, all),
+            moves: false,
+            place: None,
+        });
     }
     sought
 }
@@ -102,18 +127,31 @@ fn original_path(path: &TreePath, all: &[&Change<'_>]) -> TreePath {
 }
 
 /// Every directory in `stage/` is looked through, because an earlier recovery may have taken an inode into its own.
-fn look_in_slots(places: &Places, sought: &mut [Sought<'_>]) -> io::Result<()> {
+fn look_in_slots(
+    places: &Places,
+    sought: &mut [Sought<'_>],
+    taken: &HashSet<(String, String)>,
+) -> io::Result<()> {
+    let mut missing: HashMap<Identity, Vec<usize>> = HashMap::new();
+    for (index, one) in sought.iter().enumerate().filter(|(_, one)| one.place.is_none()) {
+        missing.entry(one.identity).or_default().push(index);
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
     for entry in places.stage.list()? {
         let Some(dir_name) = entry.name.to_str() else { continue };
         let dir = places.stage.open_dir(Path::new(&entry.name))?;
         for file in dir.list()? {
             let Some(name) = file.name.to_str() else { continue };
-            for one in sought.iter_mut().filter(|one| one.place.is_none()) {
-                // Most slots hold files, and most moves are of directories.
-                if file.kind == one.identity.0 || file.kind == Kind::Other {
-                    let slot = Slot { dir: dir_name.to_owned(), name: name.to_owned() };
-                    one.place = at(&dir, &file.name, one)?.map(|place| Place { slot: Some(slot), ..place });
-                }
+            let slot = Slot { dir: dir_name.to_owned(), name: name.to_owned() };
+            if taken.contains(&(slot.dir.clone(), slot.name.clone())) {
+                continue;
+            }
+            let found = dir.metadata(&file.name)?;
+            let waiting = missing.get_mut(&(found.kind, found.inode, found.born)).and_then(Vec::pop);
+            if let Some(index) = waiting {
+                sought[index].place = Some(Place { dir: dir.clone(), name: file.name, slot: Some(slot) });
             }
         }
     }

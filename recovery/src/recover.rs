@@ -20,7 +20,7 @@ use crate::apply::{Applier, Displaced, Parents, is_no_directory, passing_mode, q
 use crate::ballast::Ballast;
 use crate::decision::{Action, Found, Goal, Proof, decide};
 use crate::error::{Doing, Error};
-use crate::image::{Attributes, Content, Digest, Image, Slot, open_own};
+use crate::image::{Attributes, Content, Digest, Image, MADE_DIR_MODE, Slot, open_own};
 use crate::known::{Known, Likeness};
 use crate::locate::{Located, Place, locate};
 use crate::log_records::append_checkpoint;
@@ -135,6 +135,8 @@ struct Target<'a> {
     change: &'a Change<'a>,
     /// The attributes that a later transaction gave to what stands there.
     attributes: Option<&'a Attributes>,
+    /// What stood there when the last transaction looked that changed the mode alone.
+    seen: Option<&'a Image<'a>>,
 }
 
 impl<'a> Target<'a> {
@@ -177,7 +179,7 @@ impl Examined {
 
     fn directory(found: Found, dir: Arc<dyn Dir>) -> io::Result<Self> {
         let attributes = Some(Attributes::of_dir(&*dir)?);
-        Ok(Self { found, file: None, dir: Some(dir), attributes })
+        Ok(Self { found, dir: Some(dir), attributes, ..Self::nothing(found) })
     }
 }
 
@@ -194,9 +196,12 @@ impl<'a> Repair<'a> {
                 logged.entry(&change.path).or_default().extend(all);
                 match (&change.after, goals.get_mut(&change.path)) {
                     // What an earlier transaction puts there gets the attributes of the later one.
-                    (After::Same { attributes }, Some(target)) => target.attributes = Some(attributes),
-                    _ => {
-                        goals.insert(&change.path, Target { transaction, change, attributes: None });
+                    (After::Same { attributes }, Some(target)) => {
+                        (target.attributes, target.seen) = (Some(attributes), change.before.as_ref());
+                    }
+                    (after, _) => {
+                        let seen = change.before.as_ref().filter(|_| matches!(after, After::Same { .. }));
+                        goals.insert(&change.path, Target { transaction, change, attributes: None, seen });
                     }
                 }
             }
@@ -303,6 +308,14 @@ impl<'a> Repair<'a> {
     fn one_name(&mut self, target: Target<'a>, source: Option<Source>) -> io::Result<()> {
         let Target { transaction, change, .. } = target;
         let examined = self.examine(change)?;
+        if matches!(change.after, After::Same { .. })
+            && let Some(seen) = target.seen
+            && !self.is_seen(seen, &change.path)?
+        {
+            // Somebody has put something else there since, with a mode of its own.
+            self.report.metadata_kept.extend(examined.attributes.map(|_| change.path.clone()));
+            return Ok(());
+        }
         let source = match self.moving.get(&change.path) {
             Some(slot) => Some(Source::Moving(slot.clone())),
             None => source,
@@ -332,6 +345,15 @@ impl<'a> Repair<'a> {
                 self.report.lost.push(change.path.clone());
                 Ok(())
             }
+        }
+    }
+
+    /// Whether the inode of an image stands at a name.
+    fn is_seen(&mut self, seen: &Image<'_>, path: &TreePath) -> io::Result<bool> {
+        match self.applier.parents.of(path).and_then(|parent| parent.dir.metadata(path.name())) {
+            Ok(found) => Ok((seen.kind, seen.inode, seen.born) == (found.kind, found.inode, found.born)),
+            Err(error) if is_no_directory(&error) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -376,11 +398,15 @@ impl<'a> Repair<'a> {
                 };
                 return Ok(Examined::nothing(found));
             }
-            Kind::Other => return Ok(Examined::nothing(of_goal(is_moved == Some(true)))),
+            Kind::Other => {
+                let (mode, uid, gid) = (metadata.mode, metadata.uid, metadata.gid);
+                let attributes = Some(Attributes { mode, uid, gid, xattrs: Vec::new() });
+                return Ok(Examined { attributes, ..Examined::nothing(of_goal(is_moved == Some(true))) });
+            }
             Kind::File if is_moved == Some(true) || matches!(change.after, After::Same { .. }) => {
                 let file = open_own(&*dir, name)?;
                 let attributes = Some(Attributes::of_file(&*file)?);
-                return Ok(Examined { found: Found::Goal, file: Some(file), dir: None, attributes });
+                return Ok(Examined { file: Some(file), attributes, ..Examined::nothing(Found::Goal) });
             }
             Kind::File => {}
         }
@@ -404,7 +430,7 @@ impl<'a> Repair<'a> {
             Likeness::Torn => Found::Torn,
             Likeness::Foreign => Found::Foreign,
         };
-        Ok(Examined { found, file: Some(file), dir: None, attributes })
+        Ok(Examined { file: Some(file), attributes, ..Examined::nothing(found) })
     }
 
     /// Whether the slot of the name's last change shows that it was applied.
@@ -464,7 +490,9 @@ impl<'a> Repair<'a> {
     /// else was set by someone since, and stays.
     fn keep_metadata(&mut self, target: Target<'_>, examined: &Examined) -> io::Result<()> {
         let Some(found) = &examined.attributes else { return Ok(()) };
-        let Some(mut wanted) = self.attributes_for(target, Some(found))? else { return Ok(()) };
+        let Some(mut wanted) = self.attributes_for(target, Some(found), examined.dir.is_some())? else {
+            return Ok(());
+        };
         if examined.dir.is_some() && target.attributes().is_some_and(|goal| goal.mode == wanted.mode) {
             // What is in it comes later, and then it is closed again.
             wanted.mode = passing_mode(Kind::Dir, wanted.mode);
@@ -481,7 +509,11 @@ impl<'a> Repair<'a> {
                 // What is in it comes later.
                 dir.set_mode(passing_mode(Kind::Dir, wanted.mode))
             }
-            (None, None) => Ok(()),
+            // A device, socket or pipe, which is not opened.
+            (None, None) => {
+                let path = &target.change.path;
+                self.applier.parents.of(path)?.dir.set_mode_of(path.name(), wanted.mode)
+            }
         }
     }
 
@@ -490,6 +522,7 @@ impl<'a> Repair<'a> {
         &mut self,
         target: Target<'_>,
         found: Option<&Attributes>,
+        is_dir: bool,
     ) -> io::Result<Option<Attributes>> {
         let (Some(goal), Some(found)) = (target.attributes(), found) else {
             return Ok(target.attributes().cloned());
@@ -498,7 +531,6 @@ impl<'a> Repair<'a> {
         let identity = self.recovery.places.vfs.identity()?;
         let mut logged = self.logged[path].clone();
         // Between being made and being filled a directory has other bits than it shall have.
-        let is_dir = !matches!(target.change.after, After::File { .. } | After::Symlink { .. });
         let passing: Vec<Attributes> = (logged.iter().filter(|_| is_dir))
             .map(|one| Attributes { mode: passing_mode(Kind::Dir, one.mode), ..(*one).clone() })
             .collect();
@@ -508,7 +540,12 @@ impl<'a> Repair<'a> {
         let is_made = matches!(target.change.after, After::Dir { .. });
         let xattrs = found.xattrs.iter().filter(|xattr| !(is_made && is_acl(&xattr.name))).cloned().collect();
         // Any transaction that has not settled may have given the file what was found.
-        if Attributes::is_mix(&Attributes { xattrs, ..found.clone() }, &logged, &identity) {
+        let made_mode = match target.change.after {
+            After::File { .. } => Some(0o600),
+            After::Dir { .. } => Some(MADE_DIR_MODE),
+            _ => None,
+        };
+        if Attributes::is_mix(&Attributes { xattrs, ..found.clone() }, &logged, &identity, made_mode) {
             return Ok(Some(goal.clone()));
         }
         self.report.metadata_kept.push(path.clone());
@@ -521,7 +558,7 @@ impl<'a> Repair<'a> {
         // What was found on another kind of thing, or another inode, says nothing about this one.
         let is_same_file = examined.found != Found::Foreign && examined.file.is_some();
         let found = examined.attributes.as_ref().filter(|_| is_same_file && change.moved().is_none());
-        let attributes = self.attributes_for(target, found)?.expect("something shall stand there");
+        let attributes = self.attributes_for(target, found, false)?.expect("something shall stand there");
         let slot = match (&change.after, source) {
             (_, Some(Source::Moving(slot))) => slot,
             (After::Symlink { target, .. }, _) => {

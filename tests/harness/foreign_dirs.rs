@@ -2,7 +2,7 @@
 //! a run or a recovery, with and without crashes behind it.
 //!
 //! The oracle: what the other program wrote and synced is in the tree or in quarantine afterwards; every name that the
-//! edit does not excuse ([`Excuse`]) is exactly as one allowed tree has it; each content of that tree which the other
+//! edit does not excuse (`Excuse`) is exactly as one allowed tree has it; each content of that tree which the other
 //! program did not destroy is somewhere; nothing is in quarantine, and nothing is reported, that the edit does not
 //! explain; what a recovery moved to quarantine is in its report; and a second open changes nothing.
 

@@ -10,6 +10,7 @@ mod damage;
 mod debian_package;
 mod errors;
 mod foreign_dirs;
+mod found_reading;
 mod full_disk;
 mod golden;
 mod kills;

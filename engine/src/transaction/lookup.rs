@@ -201,7 +201,12 @@ impl Transaction {
             .on("read", spot.path.as_path())?;
         if let Stands::Moved(moved) = self.view.stands(spot) {
             // The name where it stood is not this one; the mover's check knows it by its inode.
-            if moved.inode == image.inode {
+            let moved = moved.clone();
+            if moved.inode == image.inode
+                && let Some(name) = self.view.name_before(&moved)
+            {
+                // What is read is checked where it stands until the commit.
+                (name.original, name.is_read) = (Some(image), true);
                 return Ok(bytes);
             }
         } else if let Some(seen) = &mut self.view.name_mut(spot).original {

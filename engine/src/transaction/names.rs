@@ -171,9 +171,10 @@ impl Transaction {
 
     /// An inode that is back where it stood has not moved.
     pub(super) fn settle_return(&mut self, spot: &Spot) {
+        let place = self.view.dir(spot.dir).disk_path(&spot.name);
         let name = self.view.name_mut(spot);
         if let (Now::Moved { moved, .. }, Some(original)) = (&name.now, &name.original)
-            && moved.inode == original.inode
+            && place.as_ref() == Some(&moved.from)
         {
             let mode = moved.attributes.mode;
             name.mode = (mode != original.attributes.mode).then_some(mode);

@@ -114,7 +114,16 @@ impl Transaction {
             },
             Stands::Moved(Moved { kind: Kind::File, .. }) => {
                 let file = self.open(&spot)?;
-                Some(Digest::of_file(&*file).on("read", spot.path.as_path())?.1)
+                let digest = Digest::of_file(&*file).on("read", spot.path.as_path())?.1;
+                let Stands::Moved(moved) = self.view.stands(&spot) else { unreachable!("matched above") };
+                let moved = moved.clone();
+                if let Some(name) = self.view.name_before(&moved) {
+                    name.is_read = true;
+                    if let Some(original) = &mut name.original {
+                        original.content = Content::Digest(digest);
+                    }
+                }
+                Some(digest)
             }
             Stands::Dir | Stands::Symlink(_) | Stands::Inode { .. } | Stands::Moved(_) => {
                 let reason = "an expectation can be about a file or about nothing, and this is neither";
