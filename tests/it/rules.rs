@@ -12,6 +12,7 @@ mod inherited;
 mod mounts;
 mod names;
 mod nested;
+mod overlay;
 mod permissions;
 mod sparse;
 mod symlinks;

@@ -46,7 +46,7 @@ const BEYOND: [(&str, fn(&mut Transaction, &str) -> Result<(), atomtree::Error>)
 ];
 
 /// Unmounts and hands a panic on.
-fn with_mounts(root: &Path, mounts: &str, unmounts: &str, test: impl FnOnce()) {
+pub(super) fn with_mounts(root: &Path, mounts: &str, unmounts: &str, test: impl FnOnce()) {
     shell(&format!("cd '{}'; {mounts}", root.display()));
     let result = catch_unwind(AssertUnwindSafe(test));
     shell(&format!(
