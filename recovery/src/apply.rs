@@ -212,19 +212,17 @@ impl<'a> Applier<'a> {
         let mut closing: Vec<_> = modes.filter(|(_, mode)| mode & OWNER_CHANGES != OWNER_CHANGES).collect();
         closing.sort_by_key(|(path, _)| std::cmp::Reverse(path.depth()));
         for (path, mode) in closing {
-            let failed = |error| (path.as_path().to_owned(), error);
-            let dir = match self.parents.of(path) {
-                Ok(parent) => parent.dir,
-                Err(error) if is_no_directory(&error) => continue,
-                Err(error) => return Err(failed(error)),
-            };
-            match dir.metadata(path.name()) {
-                Ok(found) if found.kind == Kind::Dir && found.mode == mode | OWNER_CHANGES => {
-                    dir.set_mode_of(path.name(), mode).map_err(failed)?;
+            let result = self.parents.of(path).and_then(|parent| {
+                let found = parent.dir.metadata(path.name())?;
+                if found.kind == Kind::Dir && found.mode == mode | OWNER_CHANGES {
+                    parent.dir.set_mode_of(path.name(), mode)?;
                 }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
+                Ok(())
+            });
+            match result {
+                // Another program has taken it away since.
+                Err(error) if is_no_directory(&error) => {}
+                result => result.map_err(|error| (path.as_path().to_owned(), error))?,
             }
         }
         Ok(())
@@ -252,10 +250,7 @@ impl<'a> Applier<'a> {
                     self.put(slot, path, exists, &mut as_checked)?;
                 }
                 self.parents.forget();
-                if moved.attributes.mode != moved.before.mode && !self.lost.contains(path) {
-                    let mode = passing_mode(moved.kind, moved.attributes.mode);
-                    self.parents.of(path)?.dir.set_mode_of(path.name(), mode)?;
-                }
+                self.set_moved_mode(moved, path, moved.attributes.mode)?;
             }
             (After::File { .. } | After::Symlink { .. }, Some(slot)) => {
                 self.put(slot, path, exists, &mut as_checked)?;
@@ -310,6 +305,24 @@ impl<'a> Applier<'a> {
             direct => direct?,
         }
         Ok(())
+    }
+
+    /// Gives what has moved to the name its mode, if that is another one and the inode still stands there.
+    pub fn set_moved_mode(&mut self, moved: &Moved, path: &TreePath, mode: u32) -> io::Result<()> {
+        if mode == moved.before.mode {
+            return Ok(());
+        }
+        let result = self.parents.of(path).and_then(|parent| {
+            if moved.is(&parent.dir.metadata(path.name())?) {
+                parent.dir.set_mode_of(path.name(), passing_mode(moved.kind, mode))?;
+            }
+            Ok(())
+        });
+        match result {
+            // Another program has taken it away since.
+            Err(error) if is_no_directory(&error) => Ok(()),
+            result => result,
+        }
     }
 
     /// Sets the permission bits of what stands at the name, if that is still what was checked.
@@ -443,7 +456,11 @@ impl<'a> Applier<'a> {
             // Open to nobody else before it has the mode that it shall have.
             match self.with_ballast(|_| dir.create_dir(path.name(), MADE_DIR_MODE)) {
                 Ok(()) => {
-                    let new = dir.open_dir(Path::new(path.name()))?;
+                    let new = match dir.open_dir(Path::new(path.name())) {
+                        // Another program has taken it away already.
+                        Err(error) if is_no_directory(&error) && attempt < ATTEMPTS => continue,
+                        opened => opened?,
+                    };
                     let found = new.own_metadata()?;
                     if (found.uid, found.gid) != (attributes.uid, attributes.gid) {
                         new.set_owner(attributes.uid, attributes.gid)?;

@@ -603,10 +603,7 @@ impl<'a> Repair<'a> {
         })?;
         if let Some(moved) = change.moved() {
             self.applier.parents.forget();
-            if attributes.mode != moved.before.mode {
-                let dir = self.applier.parents.of(&change.path)?.dir;
-                dir.set_mode_of(change.path.name(), passing_mode(moved.kind, attributes.mode))?;
-            }
+            self.applier.set_moved_mode(moved, &change.path, attributes.mode)?;
         }
         Ok(())
     }

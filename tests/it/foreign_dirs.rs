@@ -163,3 +163,10 @@ fn what_is_displaced_without_an_exchange_survives_a_power_cut() {
         }
     }
 }
+
+/// Goal: a directory that another program takes away between two calls of an apply stops nothing. Method: the scenario
+/// in which it went between being looked at and being given its mode.
+#[test]
+fn a_directory_that_goes_before_it_is_closed_stops_nothing() {
+    assert_eq!(Scenario::judge(321_756).unwrap().stuck, 0);
+}
