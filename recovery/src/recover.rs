@@ -5,7 +5,7 @@
 //! after-image of the last one that touches it. Nothing is renamed over and nothing of the user's is unlinked. A crash
 //! anywhere in here leads to the same end when it runs again, because the log is retired last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -253,9 +253,14 @@ impl<'a> Repair<'a> {
         let changes: Vec<&'a Change<'a>> = self.goals.values().map(|target| target.change).collect();
         let located = locate(self.recovery.places, &mut self.applier.parents, &changes)
             .doing("look for what was moved in", "the root")?;
+        let leaving: HashMap<u64, (&Moved, &TreePath)> = changes
+            .iter()
+            .filter_map(|change| Some((change.moved()?, &change.path)))
+            .map(|(moved, to)| (moved.inode, (moved, to)))
+            .collect();
         for Located { change, moved, place } in located {
             let Some(place) = place else { continue };
-            if self.is_in_place(change, moved).doing("look at", &change.path)? {
+            if self.is_in_place(change, moved, &leaving).doing("look at", &change.path)? {
                 continue;
             }
             let Place { dir, name, slot } = place;
@@ -279,7 +284,12 @@ impl<'a> Repair<'a> {
 
     /// Whether an inode stands where it shall stand, in directories that are all those that shall be there: else it would
     /// go along with one that goes.
-    fn is_in_place(&mut self, change: &Change<'_>, moved: &Moved) -> io::Result<bool> {
+    fn is_in_place(
+        &mut self,
+        change: &Change<'_>,
+        moved: &Moved,
+        leaving: &HashMap<u64, (&Moved, &TreePath)>,
+    ) -> io::Result<bool> {
         let mut at = Some(change.path.clone());
         while let Some(path) = at {
             let found = match self.applier.parents.of(&path).and_then(|above| above.dir.metadata(path.name()))
@@ -296,6 +306,8 @@ impl<'a> Repair<'a> {
                     After::Same { .. } => true,
                     _ => !target.change.before.as_ref().is_some_and(|image| image.is_directory(&found)),
                 })
+                // Nor one that moves away, and leaves the name to another.
+                && !leaving.get(&found.inode).is_some_and(|(moved, to)| moved.is(&found) && **to != path)
             };
             if !is_right {
                 return Ok(false);

@@ -378,3 +378,25 @@ fn what_moves_into_the_successor_of_its_directory_survives() {
     let visited = explore(&history, Effort { cuts: 6, nested_per_mille: 200, nested_again_per_mille: 10 });
     assert!(visited > 300, "only {visited} crash states were visited");
 }
+
+/// Goal: as above, where the successor is made only because something moves into it. Method: as above.
+#[test]
+fn what_moves_back_to_where_its_directory_stood_survives() {
+    let mut history = History::generate(7);
+    history.settings.can_exchange = true;
+    history.initial = Tree::from([
+        ("e".into(), Entry::Dir(0o755)),
+        ("d".into(), Entry::Dir(0o755)),
+        ("d/in".into(), Entry::Dir(0o755)),
+        ("d/in/y".into(), Entry::file(b"goes".to_vec(), 0o644)),
+        ("d/in/deep".into(), Entry::Dir(0o755)),
+        ("d/in/deep/s".into(), Entry::file(b"stays".to_vec(), 0o644)),
+    ]);
+    history.prelude.clear();
+    history.steps = vec![Step::Commit(vec![
+        Operation::Rename("d/in", "e/in"),
+        Operation::Rename("e/in/deep", "d/in/deep"),
+    ])];
+    let visited = explore(&history, Effort { cuts: 6, nested_per_mille: 200, nested_again_per_mille: 10 });
+    assert!(visited > 300, "only {visited} crash states were visited");
+}
