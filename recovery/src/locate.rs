@@ -16,6 +16,7 @@ use crate::apply::{Parents, is_no_directory};
 use crate::image::Slot;
 use crate::places::Places;
 use crate::plan::{Change, Moved};
+use crate::stage::LOCK_FILE;
 use crate::tree_path::TreePath;
 
 /// Where an inode was found.
@@ -144,6 +145,10 @@ fn look_in_slots(
         let dir = places.stage.open_dir(Path::new(&entry.name))?;
         for file in dir.list()? {
             let Some(name) = file.name.to_str() else { continue };
+            // A process's lock is nobody's inode, though it may have got the number of one that is gone.
+            if name == LOCK_FILE {
+                continue;
+            }
             let slot = Slot { dir: dir_name.to_owned(), name: name.to_owned() };
             if taken.contains(&(slot.dir.clone(), slot.name.clone())) {
                 continue;

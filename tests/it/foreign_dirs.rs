@@ -170,3 +170,10 @@ fn what_is_displaced_without_an_exchange_survives_a_power_cut() {
 fn a_directory_that_goes_before_it_is_closed_stops_nothing() {
     assert_eq!(Scenario::judge(321_756).unwrap().stuck, 0);
 }
+
+/// Goal: recovery takes no file of its own for what was moved. Method: the scenario in which what was moved is gone, and
+/// its inode number has been used again for recovery's own lock.
+#[test]
+fn a_lock_with_the_number_of_what_is_gone_is_left_alone() {
+    Scenario::judge(392_079).unwrap();
+}
