@@ -17,22 +17,20 @@ use atomtree_vfs::{Kind, Metadata, is_symlink_error};
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::stage::{Planned, Prepared};
 use crate::store::Engine;
-use crate::view::{Seen, list_of};
+use crate::view::{Read, list_of};
 
 impl Engine {
     /// The decisive check: everything that was read or is replaced is still what was seen, and every staged file is
     /// still the one that was staged.
     pub(crate) fn check(&self, parents: &mut Parents, prepared: &mut Prepared) -> Result<(), Error> {
         for read in &mut prepared.reads {
-            match &mut read.seen {
-                Seen::Name(original) => {
-                    if let Some(fresh) =
-                        self.check_name(parents, &read.path, read.parent, original.as_ref())?
-                    {
+            match read {
+                Read::Name { path, parent, original } => {
+                    if let Some(fresh) = self.check_name(parents, path, *parent, original.as_ref())? {
                         *original = Some(fresh);
                     }
                 }
-                Seen::Listing { path, inode, names } => check_listing(parents, path, *inode, names)?,
+                Read::Listing { path, inode, names } => check_listing(parents, path, *inode, names)?,
             }
         }
         let mut made_meanwhile: HashSet<TreePath> = HashSet::new();

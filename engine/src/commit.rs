@@ -24,7 +24,7 @@ use crate::store::{CommitState, Engine};
 use crate::ticket::TicketState;
 use crate::trace;
 use crate::transaction::Transaction;
-use crate::view::Seen;
+use crate::view::Read;
 
 /// A committed transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -463,9 +463,9 @@ fn overlaps(prepared: &Prepared, changed: &HashSet<TreePath>) -> bool {
         changed.contains(name) || name.parent().is_some_and(|above| changed.contains(&above))
     };
     prepared.planned.iter().flat_map(|planned| planned.change.names()).any(is_touched)
-        || prepared.reads.iter().any(|read| match &read.seen {
-            Seen::Name(_) => changed.contains(&read.path),
-            Seen::Listing { path, .. } => lists(path),
+        || prepared.reads.iter().any(|read| match read {
+            Read::Name { path, .. } => changed.contains(path),
+            Read::Listing { path, .. } => lists(path),
         })
 }
 

@@ -22,7 +22,7 @@ use crate::options::Durability;
 use crate::store::Engine;
 use crate::ticket::TicketState;
 use crate::transaction::Transaction;
-use crate::view::{DirId, Directory, Name, Now, Read, Seen, View};
+use crate::view::{DirId, Directory, Name, Now, Read, View};
 
 /// Up to this many files are synced one by one; more of them by one sync of the file system.
 const SYNC_EACH_MAX: usize = 4;
@@ -216,14 +216,14 @@ impl<'a> Plan<'a> {
         }
         if !is_changed {
             if let Some(disk) = disk.filter(|_| entry.is_read) {
-                self.prepared.reads.push(Read { path: disk, parent, seen: Seen::Name(entry.original) });
+                self.prepared.reads.push(Read::Name { path: disk, parent, original: entry.original });
             }
             return Ok(());
         }
         let has_left = self.view.has_left(id, name, &self.moved);
         if let Some(disk) = disk.clone().filter(|_| has_left && entry.is_read) {
             // Its mover knows it by its inode; what was read is more than that.
-            self.prepared.reads.push(Read { path: disk, parent, seen: Seen::Name(entry.original.clone()) });
+            self.prepared.reads.push(Read::Name { path: disk, parent, original: entry.original.clone() });
         }
         // In a directory that this transaction makes, everything is permitted; and a mode is no name.
         if parent != 0 && !matches!(entry.now, Now::Original) {
@@ -325,7 +325,7 @@ impl<'a> Plan<'a> {
         if self.view.dir(id).inode != Some(found.inode) {
             return Err(Error::conflict(from.as_path(), "it was replaced since the transaction looked"));
         }
-        let dir = self.view.handle(id)?.expect("it stood on disk");
+        let dir = self.view.handle(id)?.expect("it stood on disk").dir;
         // Its entry `..` changes as well, which takes the right to write to it.
         dir.check_writable().on("move the directory", from.as_path())?;
         let before = Attributes::of_dir(&*dir).on("read the attributes of", from.as_path())?;
@@ -378,7 +378,7 @@ impl<'a> Plan<'a> {
     ) -> Result<(), Error> {
         let (Some(_), Some(original)) = (listings.first(), &entry.original) else { return Ok(()) };
         let id = self.view.dir_of_inode(original.inode).expect("it was listed");
-        let top = self.view.handle(id)?.expect("it stands on disk");
+        let top = self.view.handle(id)?.expect("it stands on disk").dir;
         for (below, names) in listings {
             if below.is_empty() || !names.is_empty() {
                 let below = Path::new(std::ffi::OsStr::from_bytes(below));

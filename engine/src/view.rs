@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use atomtree_recovery::apply::{Parents, is_no_directory};
+use atomtree_recovery::apply::{Parent, Parents, is_no_directory};
 use atomtree_recovery::image::{Attributes, Content, Image, ImageLimits};
 use atomtree_recovery::plan::Moved;
 use atomtree_recovery::tree_path::{PathError, TreePath};
@@ -112,22 +112,12 @@ pub(crate) enum Now {
     },
 }
 
-/// A name, or a directory's names, that were read and are not changed.
+/// What was read of the tree on disk and is not changed.
 #[derive(Clone)]
-pub(crate) struct Read {
-    /// Where it stands on disk.
-    pub(crate) path: TreePath,
-    /// Inode number of the directory that holds it; 0 if there is none.
-    pub(crate) parent: u64,
-    pub(crate) seen: Seen,
-}
-
-/// What was seen.
-#[derive(Clone)]
-pub(crate) enum Seen {
-    /// What stood at the name.
-    Name(Option<Image<'static>>),
-    /// The names of the directory.
+pub(crate) enum Read {
+    /// What stood at a name, in the directory with the inode number `parent`; 0 if there was none.
+    Name { path: TreePath, parent: u64, original: Option<Image<'static>> },
+    /// The names in a directory.
     Listing { path: Box<[u8]>, inode: u64, names: BTreeMap<OsString, Kind> },
 }
 
@@ -428,9 +418,9 @@ impl View {
             });
         }
         let Some(disk) = self.handle(dir)? else { return Ok(Quiet::Nothing) };
-        match disk.metadata(name) {
+        match disk.dir.metadata(name) {
             Ok(found) if found.kind == Kind::Symlink => {
-                let target = disk.read_link(name).on("read the symlink", path.as_path())?;
+                let target = disk.dir.read_link(name).on("read the symlink", path.as_path())?;
                 Ok(Quiet::Symlink(target.as_bytes().to_vec()))
             }
             Ok(found) if found.kind == Kind::Dir => Ok(Quiet::Nothing),
@@ -441,11 +431,11 @@ impl View {
     }
 
     /// The directory on disk, open; `None` for one that the transaction makes.
-    pub(crate) fn handle(&mut self, id: DirId) -> Result<Option<Arc<dyn Dir>>, Error> {
+    pub(crate) fn handle(&mut self, id: DirId) -> Result<Option<Parent>, Error> {
         let Directory { disk: Some(disk), inode: Some(_), .. } = &self.dirs[id.0] else { return Ok(None) };
         let disk = Path::new(OsStr::from_bytes(disk));
         match self.parents.open(disk) {
-            Ok(parent) => Ok(Some(parent.dir)),
+            Ok(parent) => Ok(Some(parent)),
             Err(error) if is_no_directory(&error) => {
                 Err(Error::conflict(disk, "it was moved or removed since the transaction first looked"))
             }
@@ -460,10 +450,11 @@ impl View {
         }
         let limits = self.limits;
         let original = match self.handle(dir)? {
-            Some(disk) => {
-                let image = Image::capture(&*self.vfs, &*disk, name, limits).on("look at", path.as_path())?;
+            Some(parent) => {
+                let image = Image::capture(&*self.vfs, &*parent.dir, name, limits);
+                let image = image.on("look at", path.as_path())?;
                 if let Some(image) = &image {
-                    check_mount(&*disk, image, path)?;
+                    check_mount(&parent, image, path)?;
                 }
                 image
             }
@@ -527,7 +518,7 @@ impl View {
     /// Every name in a directory on disk. The store's own directory is nobody's business.
     pub(crate) fn list_disk(&mut self, id: DirId) -> Result<BTreeMap<OsString, Kind>, Error> {
         let Some(disk) = self.handle(id)? else { return Ok(BTreeMap::new()) };
-        list_of(&*disk, id == ROOT).on("list", Path::new(OsStr::from_bytes(&self.dir(id).path)))
+        list_of(&*disk.dir, id == ROOT).on("list", Path::new(OsStr::from_bytes(&self.dir(id).path)))
     }
 
     /// Moves the directory at `from` to `to`, with everything known below it.
@@ -635,10 +626,15 @@ impl View {
         }
     }
 
-    /// The name at which an inode stands on disk that gets another one.
-    pub(crate) fn name_before(&mut self, moved: &Moved) -> Option<&mut Name> {
-        let id = self.dir_of_inode(moved.from_parent)?;
-        self.dir_mut(id).names.get_mut(moved.from.name())
+    /// The name on disk of what stands at a spot: its own, or the one that it is moved from; `None` if it is new.
+    pub(crate) fn source_mut(&mut self, spot: &Spot) -> Option<&mut Name> {
+        let (from_parent, from) = match &self.name(spot).now {
+            Now::Original => return Some(self.name_mut(spot)),
+            Now::Moved { moved, .. } => (moved.from_parent, moved.from.name().to_owned()),
+            Now::Absent | Now::File(_) | Now::Symlink(_) | Now::Dir(_) => return None,
+        };
+        let id = self.dir_of_inode(from_parent)?;
+        self.dir_mut(id).names.get_mut(&from)
     }
 
     /// Where inodes stand on disk, other than directories, that get another name.
@@ -720,7 +716,7 @@ impl Directory {
         let mut reads = Vec::new();
         for (name, entry) in &self.names {
             if let Some(path) = self.disk_path(name).filter(|_| entry.is_read) {
-                reads.push(Read { path, parent, seen: Seen::Name(entry.original.clone()) });
+                reads.push(Read::Name { path, parent, original: entry.original.clone() });
             }
         }
         reads.extend(self.listing_read());
@@ -729,11 +725,7 @@ impl Directory {
 
     /// The names as they were listed, if they were.
     pub(crate) fn listing_read(&self) -> Option<Read> {
-        let (names, disk, inode) = (self.listing.clone()?, self.disk.clone()?, self.inode?);
-        // The root has no path; nothing is looked up by this one.
-        let path =
-            TreePath::from_bytes(&disk).or_else(|_| TreePath::from_bytes(b"root")).expect("it is a name");
-        Some(Read { path, parent: inode, seen: Seen::Listing { path: disk, inode, names } })
+        Some(Read::Listing { path: self.disk.clone()?, inode: self.inode?, names: self.listing.clone()? })
     }
 }
 
@@ -744,8 +736,8 @@ impl Name {
 }
 
 /// Refuses what is a file system of its own.
-fn check_mount(dir: &dyn Dir, image: &Image<'_>, path: &TreePath) -> Result<(), Error> {
-    let above = dir.own_metadata().on("look at the directory of", path.as_path())?;
+fn check_mount(parent: &Parent, image: &Image<'_>, path: &TreePath) -> Result<(), Error> {
+    let Parent { dir, metadata: above } = parent;
     if image.mount != above.mount {
         let reason = "something is mounted there, and a mount point can't be exchanged; unmount it first";
         return Err(Error::refused(ErrorKind::MountPoint, path.as_path(), reason));

@@ -1,9 +1,10 @@
 //! Carries out changes on the user's tree: the only code that does, at commit and in recovery alike.
 //!
-//! Nothing is synced here. What moves leaves its place first, while the tree is as it was. An existing name is replaced by an exchange with the slot that holds the new content, so
-//! the original ends up in the slot; a new name is filled by a rename that replaces nothing; a removal is a rename
-//! into the slot. Whatever comes out of the tree is compared with what was expected there, and moved to quarantine if
-//! it is something else: an edit that slipped in after the last check is displaced, never destroyed.
+//! Nothing is synced here. What moves leaves its place first, while the tree is as it was. An existing name is replaced
+//! by an exchange with the slot that holds the new content, so the original ends up in the slot; a new name is filled by
+//! a rename that replaces nothing; a removal is a rename into the slot. Whatever comes out of the tree is compared with
+//! what was expected there, and moved to quarantine if it is something else: an edit that slipped in after the last check
+//! is displaced, never destroyed.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -212,18 +213,8 @@ impl<'a> Applier<'a> {
         let mut closing: Vec<_> = modes.filter(|(_, mode)| mode & OWNER_CHANGES != OWNER_CHANGES).collect();
         closing.sort_by_key(|(path, _)| std::cmp::Reverse(path.depth()));
         for (path, mode) in closing {
-            let result = self.parents.of(path).and_then(|parent| {
-                let found = parent.dir.metadata(path.name())?;
-                if found.kind == Kind::Dir && found.mode == mode | OWNER_CHANGES {
-                    parent.dir.set_mode_of(path.name(), mode)?;
-                }
-                Ok(())
-            });
-            match result {
-                // Another program has taken it away since.
-                Err(error) if is_no_directory(&error) => {}
-                result => result.map_err(|error| (path.as_path().to_owned(), error))?,
-            }
+            let is_open = |found: &Metadata| found.kind == Kind::Dir && found.mode == mode | OWNER_CHANGES;
+            self.set_mode_if(is_open, path, mode).map_err(|error| (path.as_path().to_owned(), error))?;
         }
         Ok(())
     }
@@ -236,7 +227,13 @@ impl<'a> Applier<'a> {
         };
         let (path, exists) = (&change.path, change.before.is_some());
         match (&change.after, &change.slot) {
-            (After::Same { attributes }, _) => self.set_mode(change, attributes.mode)?,
+            (After::Same { attributes }, _) => {
+                let is_as_checked = |found: &Metadata| {
+                    let before = change.before.as_ref();
+                    before.is_some_and(|image| (image.kind, image.inode) == (found.kind, found.inode))
+                };
+                self.set_mode_if(is_as_checked, path, attributes.mode)?;
+            }
             (After::Dir { attributes }, None) => self.make_dir(path, attributes)?,
             (After::Dir { attributes }, Some(slot)) => {
                 self.take_out(path, slot, &mut as_checked)?;
@@ -312,32 +309,24 @@ impl<'a> Applier<'a> {
         if mode == moved.before.mode {
             return Ok(());
         }
-        let result = self.parents.of(path).and_then(|parent| {
-            if moved.is(&parent.dir.metadata(path.name())?) {
-                parent.dir.set_mode_of(path.name(), passing_mode(moved.kind, mode))?;
-            }
-            Ok(())
-        });
-        match result {
-            // Another program has taken it away since.
-            Err(error) if is_no_directory(&error) => Ok(()),
-            result => result,
-        }
+        self.set_mode_if(|found| moved.is(found), path, passing_mode(moved.kind, mode))
     }
 
-    /// Sets the permission bits of what stands at the name, if that is still what was checked.
-    fn set_mode(&mut self, change: &Change<'_>, mode: u32) -> io::Result<()> {
-        let is_as_checked = |found: &Metadata| {
-            change.before.as_ref().is_some_and(|image| (image.kind, image.inode) == (found.kind, found.inode))
-        };
-        let result = self.parents.of(&change.path).and_then(|parent| {
-            if is_as_checked(&parent.dir.metadata(change.path.name())?) {
-                parent.dir.set_mode_of(change.path.name(), mode)?;
+    /// Sets the permission bits of what stands at the name, if it is what they are meant for: whatever else another
+    /// program has put there since has a mode of its own.
+    fn set_mode_if(
+        &mut self,
+        is_meant: impl Fn(&Metadata) -> bool,
+        path: &TreePath,
+        mode: u32,
+    ) -> io::Result<()> {
+        let result = self.parents.of(path).and_then(|parent| {
+            if is_meant(&parent.dir.metadata(path.name())?) {
+                parent.dir.set_mode_of(path.name(), mode)?;
             }
             Ok(())
         });
         match result {
-            // Whatever stands there now is somebody else's, with a mode of its own.
             Err(error) if is_no_directory(&error) => Ok(()),
             result => result,
         }
@@ -447,8 +436,7 @@ impl<'a> Applier<'a> {
     }
 
     /// Makes a directory, which its owner may change until [`Applier::close_directories`], with its parents where
-    /// somebody removed them. One that is already there stays as it is;
-    /// anything else in its place goes to quarantine.
+    /// somebody removed them. One that is already there stays as it is; anything else in its place goes to quarantine.
     pub fn make_dir(&mut self, path: &TreePath, attributes: &Attributes) -> io::Result<()> {
         for attempt in 1.. {
             let dir = self.parent(path)?;

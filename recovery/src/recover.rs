@@ -518,8 +518,7 @@ impl<'a> Repair<'a> {
                 if (wanted.uid, wanted.gid) != (found.uid, found.gid) {
                     dir.set_owner(wanted.uid, wanted.gid)?;
                 }
-                // What is in it comes later.
-                dir.set_mode(passing_mode(Kind::Dir, wanted.mode))
+                dir.set_mode(wanted.mode)
             }
             // A device, socket or pipe, which is not opened.
             (None, None) => {

@@ -295,3 +295,45 @@ fn two_links_that_move_survive_every_crash() {
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), operations * 9, wrong.join("\n"));
 }
+
+/// Goal: what was read of a file before it was moved counts as much as what is read of it afterwards. Method: a file with
+/// two names, which moves as an inode, is read, moved, edited by another program, and asked for again.
+#[test]
+fn a_moved_file_is_still_the_one_that_was_read() {
+    for again in ["read", "expect"] {
+        let (scratch, store) = opened(manual());
+        let root = scratch.path();
+        fs::write(root.join("a"), "one").unwrap();
+        fs::hard_link(root.join("a"), root.join("other")).unwrap();
+        let mut tx = store.begin().unwrap();
+        assert_eq!(tx.read("a").unwrap(), b"one");
+        tx.rename("a", "b").unwrap();
+        fs::write(root.join("other"), "two").unwrap();
+        let result = match again {
+            "read" => tx.read("b").map(drop),
+            _ => tx.expect("b", Expectation::Blake3(*blake3::hash(b"two").as_bytes())),
+        };
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Conflict, "{again}");
+        assert_eq!(tx.commit().unwrap_err().kind(), ErrorKind::Conflict, "{again}");
+        assert!(root.join("a").exists());
+    }
+}
+
+/// Goal: a return to a savepoint forgets no read, also of a name that the savepoint knew. Method: a name that was
+/// written, and not any more, is read after one savepoint; another program changes it after a return to the next.
+#[test]
+fn a_return_to_a_savepoint_forgets_no_read() {
+    let (scratch, store) = opened(manual());
+    let root = scratch.path();
+    fs::write(root.join("a"), "one").unwrap();
+    let mut tx = store.begin().unwrap();
+    let first = tx.savepoint();
+    tx.write("a", "mine").unwrap();
+    tx.return_to(&first).unwrap();
+    let second = tx.savepoint();
+    assert_eq!(tx.read("a").unwrap(), b"one");
+    tx.return_to(&second).unwrap();
+    fs::write(root.join("a"), "theirs").unwrap();
+    tx.write("note", "a is one").unwrap();
+    assert_eq!(tx.commit().unwrap_err().kind(), ErrorKind::Conflict);
+}

@@ -153,8 +153,6 @@ pub struct FileSystem {
     pub remote: bool,
     /// Bytes available to this user.
     pub available_bytes: u64,
-    /// Inodes available; `None` where the file system has no fixed number.
-    pub available_inodes: Option<u64>,
 }
 
 /// How an existing file is opened.

@@ -222,7 +222,7 @@ impl Transaction {
 
     /// The directory on disk that holds the original.
     pub(super) fn disk(&mut self, spot: &Spot) -> Result<Arc<dyn Dir>, Error> {
-        Ok(self.view.handle(spot.dir)?.expect("an original stands in a directory on disk"))
+        Ok(self.view.handle(spot.dir)?.expect("an original stands in a directory on disk").dir)
     }
 
     /// Removes what stands at `path` and is no directory: a file, or a symlink itself.

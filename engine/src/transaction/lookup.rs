@@ -10,7 +10,7 @@ use atomtree_vfs::{File, Kind};
 use super::Transaction;
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::options::{HardLinks, Symlinks};
-use crate::view::{DirId, Now, Spot, Stands, invalid_path};
+use crate::view::{DirId, Spot, Stands, invalid_path};
 
 /// As many final symlinks as are followed one after another.
 pub(super) const SYMLINKS_MAX: usize = 40;
@@ -128,8 +128,9 @@ impl Transaction {
 
     /// The caller is told of what stands there, or relies on it.
     pub(super) fn note_read(&mut self, spot: &Spot) {
-        let name = self.view.name_mut(spot);
-        name.is_read |= matches!(name.now, Now::Original);
+        if let Some(name) = self.view.source_mut(spot) {
+            name.is_read = true;
+        }
     }
 
     /// The caller is told that nothing stands at a path whose directory is missing.
@@ -199,17 +200,7 @@ impl Transaction {
         let vfs = &*self.shared.engine.places.vfs;
         let (image, bytes) = Image::capture_with_content(vfs, file, self.view.limits(), limit)
             .on("read", spot.path.as_path())?;
-        if let Stands::Moved(moved) = self.view.stands(spot) {
-            // The name where it stood is not this one; the mover's check knows it by its inode.
-            let moved = moved.clone();
-            if moved.inode == image.inode
-                && let Some(name) = self.view.name_before(&moved)
-            {
-                // What is read is checked where it stands until the commit.
-                (name.original, name.is_read) = (Some(image), true);
-                return Ok(bytes);
-            }
-        } else if let Some(seen) = &mut self.view.name_mut(spot).original {
+        if let Some(seen) = self.view.source_mut(spot).and_then(|name| name.original.as_mut()) {
             let same_content = match seen.content.digest() {
                 None => seen.has_times_of_image(&image),
                 digest => seen.size == image.size && digest == image.content.digest(),

@@ -42,7 +42,7 @@ impl Transaction {
 
     pub(super) fn attributes_of_dir(&mut self, id: DirId) -> Result<Attributes, Error> {
         let path = self.view.dir(id).path.clone();
-        let dir = self.view.handle(id)?.expect("it stands on disk");
+        let dir = self.view.handle(id)?.expect("it stands on disk").dir;
         Attributes::of_dir(&*dir).on("read the attributes of", Path::new(OsStr::from_bytes(&path)))
     }
 

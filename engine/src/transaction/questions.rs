@@ -108,23 +108,8 @@ impl Transaction {
         let found = match self.view.stands(&spot) {
             Stands::Nothing => None,
             Stands::File(file) => Some(file.content.digest().on("read", spot.path.as_path())?),
-            Stands::Inode { image: Image { kind: Kind::File, content, .. } } => match content.digest() {
-                Some(digest) => Some(digest),
-                None => Some(self.digest_original(&spot)?),
-            },
-            Stands::Moved(Moved { kind: Kind::File, .. }) => {
-                let file = self.open(&spot)?;
-                let digest = Digest::of_file(&*file).on("read", spot.path.as_path())?.1;
-                let Stands::Moved(moved) = self.view.stands(&spot) else { unreachable!("matched above") };
-                let moved = moved.clone();
-                if let Some(name) = self.view.name_before(&moved) {
-                    name.is_read = true;
-                    if let Some(original) = &mut name.original {
-                        original.content = Content::Digest(digest);
-                    }
-                }
-                Some(digest)
-            }
+            Stands::Inode { image: Image { kind: Kind::File, .. } }
+            | Stands::Moved(Moved { kind: Kind::File, .. }) => Some(self.digest_original(&spot)?),
             Stands::Dir | Stands::Symlink(_) | Stands::Inode { .. } | Stands::Moved(_) => {
                 let reason = "an expectation can be about a file or about nothing, and this is neither";
                 return Err(Error::refused(ErrorKind::Unsupported, spot.path.as_path(), reason));
@@ -133,12 +118,18 @@ impl Transaction {
         meets(expectation, found).map_err(|reason| Error::conflict(spot.path.as_path(), reason))
     }
 
-    /// Reads a large original once, so that the check can compare its content.
-    pub(super) fn digest_original(&mut self, spot: &Spot) -> Result<Digest, Error> {
+    /// The digest of the file that stands on disk, there or where it is moved from. It is read once, so that the check
+    /// compares the same.
+    fn digest_original(&mut self, spot: &Spot) -> Result<Digest, Error> {
+        let source = self.view.source_mut(spot).and_then(|name| name.original.as_ref());
+        if let Some(digest) = source.and_then(|seen| seen.content.digest()) {
+            return Ok(digest);
+        }
         let file = self.open(spot)?;
         let (_, digest) = Digest::of_file(&*file).on("read", spot.path.as_path())?;
-        let name = self.view.name_mut(spot);
-        name.original.as_mut().expect("it stands on disk").content = Content::Digest(digest);
+        if let Some(seen) = self.view.source_mut(spot).and_then(|name| name.original.as_mut()) {
+            seen.content = Content::Digest(digest);
+        }
         Ok(digest)
     }
 }

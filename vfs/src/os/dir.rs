@@ -268,6 +268,7 @@ impl Dir for OsDir {
 
     fn available_inodes(&self) -> io::Result<Option<u64>> {
         let found = retry_on_intr(|| rustix::fs::fstatvfs(self.fd()))?;
+        // Btrfs makes inodes as it needs them and counts none.
         Ok((found.f_files > 0).then_some(found.f_favail))
     }
 

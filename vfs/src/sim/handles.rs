@@ -378,7 +378,6 @@ impl Dir for SimDir {
             caveat: None,
             remote: false,
             available_bytes: state.space.0.unwrap_or(1 << 40),
-            available_inodes: None,
         })
     }
 
