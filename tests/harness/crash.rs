@@ -516,29 +516,42 @@ fn reopen(machine: &Sim, settings: &Settings, tree: &Tree, random: &mut Random) 
 pub struct Effort {
     /// Power cuts at each moment of the history, besides the kill, unless there are few enough to try all.
     pub cuts: u64,
-    /// Of 1000 crashed machines, how many have their recovery crashed at every operation.
-    pub nested_per_mille: u64,
-    /// Of 1000 machines that crashed in recovery, how many have that recovery crashed again, at every operation.
-    pub nested_again_per_mille: u64,
+    /// Of 1000 crashed machines, how many have their recovery crashed at every operation; of 1000 machines that crashed
+    /// in such a recovery, how many have the next one crashed; and once more.
+    pub nested_per_mille: [u64; NESTED_MAX],
 }
 
-/// Explores a history's crashes. Returns how many crashed machines were recovered and judged.
+/// How many recoveries after one another are crashed.
+pub const NESTED_MAX: usize = 3;
+
+/// How many crashed machines were recovered and judged: after a crash of the history itself, of the recovery after that,
+/// of the recovery after that, and so on.
+pub type Visited = [u64; NESTED_MAX + 1];
+
+/// Explores a history's crashes.
 ///
 /// # Panics
 /// With the case, its history and its trace, where a promise is broken.
-pub fn explore(history: &History, effort: Effort) -> u64 {
+pub fn explore(history: &History, effort: Effort) -> Visited {
     let (moments, _) = record(history, false);
     let trees = history.trees();
-    let mut visited = 0;
+    let mut visited = Visited::default();
     let case = Case { history: history.seed, crashes: Vec::new() };
     for moment in &moments {
         let allowed = moment.progress.allowed(&trees);
-        visited += explore_moment(history, moment, allowed, &case, effort);
+        explore_moment(history, moment, allowed, &case, effort, &mut visited);
     }
     visited
 }
 
-fn explore_moment(history: &History, moment: &Moment, allowed: &[Tree], case: &Case, effort: Effort) -> u64 {
+fn explore_moment(
+    history: &History,
+    moment: &Moment,
+    allowed: &[Tree],
+    case: &Case,
+    effort: Effort,
+    visited: &mut Visited,
+) {
     let depth = case.crashes.len();
     let cuts = if depth == 0 { effort.cuts } else { 1 };
     let mut random = Random::new(history.seed ^ moment.operation << 20 ^ (depth as u64) << 50);
@@ -549,7 +562,6 @@ fn explore_moment(history: &History, moment: &Moment, allowed: &[Tree], case: &C
         };
         random = Random::new(random.next() ^ operation << 8 ^ salt);
     }
-    let mut visited = 0;
     let mut crashes = vec![Crash::Kill];
     // Where little is unsynced, chance would only repeat itself.
     let ways = if depth == 0 { moment.machine.power_cut_exhaustive(WAYS_MAX) } else { None };
@@ -558,22 +570,21 @@ fn explore_moment(history: &History, moment: &Moment, allowed: &[Tree], case: &C
         None => crashes.extend((0..cuts).map(|_| Crash::Cut(random.below(1 << 32)))),
     }
     for crash in crashes {
-        let per_mille = [effort.nested_per_mille, effort.nested_again_per_mille, 0][depth];
+        let per_mille = effort.nested_per_mille.get(depth).copied().unwrap_or(0);
         let nested = random.below(1000) < per_mille;
         let thorough = random.percent(10);
         let case = case.then(moment.operation, crash);
         let machine = crash.of(&moment.machine);
         let (result, inner) = recover(&machine, &history.settings, moment.progress, nested);
         let verdict = judge(result, &machine, &history.settings, allowed, &mut random, thorough);
-        visited += 1;
+        visited[depth] += 1;
         if let Err(reason) = verdict {
             panic!("{}", explain(history, &case, &reason));
         }
         for moment in &inner {
-            visited += explore_moment(history, moment, allowed, &case, effort);
+            explore_moment(history, moment, allowed, &case, effort, visited);
         }
     }
-    visited
 }
 
 /// Replays one case and says everything about it; `Err` if it fails again.

@@ -12,7 +12,7 @@ use atomtree::vfs::faults::{Call, Verb};
 use atomtree::vfs::sim::Sim;
 use atomtree::vfs::{Access, Vfs};
 use atomtree_tests::crash::{
-    Case, Effort, Moment, Watch, commit, explore, machine, open, quarantine_of, replay, tree_of,
+    Case, Effort, Moment, NESTED_MAX, Watch, commit, explore, machine, open, quarantine_of, replay, tree_of,
 };
 use atomtree_tests::failing::{chain, fail_every_sync, lose_data_in_background};
 use atomtree_tests::foreign::{Scenario, Tally};
@@ -33,14 +33,26 @@ fn is_chosen() -> bool {
 
 /// Goal: whatever operation a crash hits, in a history or in recovery, each transaction is whole or absent, and there if
 /// it was acknowledged. Method: generated histories, each moment killed and cut several ways, and recoveries of a sample
-/// of those crashed in turn, twice deep.
+/// of those crashed in turn, three deep.
 #[test]
 fn every_crash_leaves_whole_transactions() {
-    let effort = Effort { cuts: 4, nested_per_mille: 60, nested_again_per_mille: 2 };
-    let visited = sum_over(histories(90), |seed| explore(&History::generate(seed), effort));
-    println!("{visited} crash states visited");
+    let effort = Effort { cuts: 4, nested_per_mille: [60, 2, 20] };
+    let visited = explore_all(histories(90), effort);
     // A history that got shorter, or a hook that sees less than it did, shows here.
     assert!(is_chosen() || visited > 200_000, "only {visited} crash states were visited");
+}
+
+/// Explores the histories with these seeds, and prints and adds up what was visited.
+pub(crate) fn explore_all(seeds: std::ops::Range<u64>, effort: Effort) -> u64 {
+    let by_depth: [AtomicU64; NESTED_MAX + 1] = Default::default();
+    let visited = sum_over(seeds, |seed| {
+        let visited = explore(&History::generate(seed), effort);
+        by_depth.iter().zip(visited).for_each(|(sum, count)| _ = sum.fetch_add(count, Ordering::Relaxed));
+        visited.iter().sum()
+    });
+    println!("{visited} crash states visited, by crashes in a row {by_depth:?}");
+    assert!(is_chosen() || by_depth.iter().all(|sum| sum.load(Ordering::Relaxed) > 0), "{by_depth:?}");
+    visited
 }
 
 /// Adds up what `visit` says of each seed, on two threads.
@@ -375,8 +387,8 @@ fn what_moves_into_the_successor_of_its_directory_survives() {
         Operation::CreateDir("a"),
         Operation::Rename("c", "a/x"),
     ])];
-    let visited = explore(&history, Effort { cuts: 6, nested_per_mille: 200, nested_again_per_mille: 10 });
-    assert!(visited > 300, "only {visited} crash states were visited");
+    let visited = explore(&history, Effort { cuts: 6, nested_per_mille: [200, 10, 2] });
+    assert!(visited.iter().sum::<u64>() > 300, "only {visited:?} crash states were visited");
 }
 
 /// Goal: as above, where the successor is made only because something moves into it. Method: as above.
@@ -397,6 +409,6 @@ fn what_moves_back_to_where_its_directory_stood_survives() {
         Operation::Rename("d/in", "e/in"),
         Operation::Rename("e/in/deep", "d/in/deep"),
     ])];
-    let visited = explore(&history, Effort { cuts: 6, nested_per_mille: 200, nested_again_per_mille: 10 });
-    assert!(visited > 300, "only {visited} crash states were visited");
+    let visited = explore(&history, Effort { cuts: 6, nested_per_mille: [200, 10, 2] });
+    assert!(visited.iter().sum::<u64>() > 300, "only {visited:?} crash states were visited");
 }

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "../mutants/list.rs"]
+mod mutants;
+
 /// The repository; tests run in its root package.
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -267,4 +270,22 @@ fn tests_that_the_design_names_exist() {
         }
     }
     println!("{checked} names checked");
+}
+
+/// Goal: the list of mutants is true to the code. Method: what each replaces stands exactly once in its file, nothing
+/// replaces itself, and the test that is to notice exists.
+#[test]
+fn the_list_of_mutants_is_true() {
+    let mut names = std::collections::BTreeSet::new();
+    for mutant in mutants::MUTANTS {
+        assert!(names.insert(mutant.name), "{} is there twice", mutant.name);
+        for edit in mutant.edits {
+            assert_eq!(text(edit.file).matches(edit.from).count(), 1, "{}: {:?}", mutant.name, edit.from);
+            assert_ne!(edit.from, edit.to, "{}", mutant.name);
+        }
+        let function = format!("fn {}(", mutant.suite.test().rsplit("::").next().unwrap());
+        let exists = files("rs").iter().any(|file| text(file).contains(&function));
+        assert!(exists, "{}: there is no test {}", mutant.name, mutant.suite.test());
+    }
+    assert!(names.len() >= 12);
 }

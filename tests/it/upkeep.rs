@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use atomtree::{Checkpoints, Error, ErrorKind, Options, Store};
-use atomtree_vfs::Vfs;
 use atomtree_vfs::faults::{Fault, Faults, Verb, fail_nothing};
 use atomtree_vfs::sim::Sim;
+use atomtree_vfs::{Access, Lock, Vfs};
 
 fn machine() -> Sim {
     let sim = Sim::new(3);
@@ -183,4 +183,30 @@ fn a_directory_with_a_project_of_its_own_is_refused_before_the_commit_point() {
     );
     put(&store, "file", b"1").unwrap();
     store.close().unwrap();
+}
+
+/// Goal: recovery leaves alone the slots of a process that lives, and clears them once it is gone. Method: after a kill,
+/// another process holds the lock of the directory that the killed one left in `stage/`.
+#[test]
+fn the_slots_of_a_living_process_are_left_alone() {
+    let sim = machine();
+    let store = options(&sim).open("/tree").unwrap();
+    put(&store, "a", b"1").unwrap();
+    put(&store, "a", b"2").unwrap();
+    let killed = sim.kill();
+    let stage = killed.another_process().open_root(Path::new("/tree/.atomtree/stage")).unwrap();
+    let [left] = &stage.list().unwrap()[..] else { panic!("one process had the store open") };
+    let slots = stage.open_dir(Path::new(&left.name)).unwrap();
+    let lock = slots.open_file("lock".as_ref(), Access::ReadWrite).unwrap();
+    assert!(lock.try_lock(Lock::Exclusive).unwrap());
+    let names = slots.list().unwrap();
+    assert!(names.len() > 1, "it holds an original: {names:?}");
+
+    std::mem::forget(options(&killed).open("/tree").unwrap());
+    assert_eq!(slots.list().unwrap(), names);
+
+    let gone = killed.kill();
+    options(&gone).open("/tree").unwrap().close().unwrap();
+    let stage = gone.open_root(Path::new("/tree/.atomtree/stage")).unwrap();
+    assert_eq!(stage.list().unwrap(), []);
 }

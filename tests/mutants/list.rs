@@ -1,0 +1,522 @@
+//! The mutants: what each breaks, and the test that has to notice.
+
+/// A way to break the engine.
+pub struct Mutant {
+    pub name: &'static str,
+    pub edits: &'static [Edit],
+    /// The test that fails then.
+    pub suite: Suite,
+}
+
+/// What stands once in a file, and what it is replaced by.
+pub struct Edit {
+    pub file: &'static str,
+    pub from: &'static str,
+    pub to: &'static str,
+}
+
+/// Where a test is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Suite {
+    /// An integration test.
+    It(&'static str),
+    /// A unit test of a package.
+    Unit(&'static str, &'static str),
+    /// A loom model of a package.
+    Loom(&'static str, &'static str),
+}
+
+impl Suite {
+    /// The test's path in its crate.
+    pub fn test(self) -> &'static str {
+        match self {
+            Self::It(test) | Self::Unit(_, test) | Self::Loom(_, test) => test,
+        }
+    }
+}
+
+pub const MUTANTS: &[Mutant] = &[
+    // Acknowledge what only the cache has.
+    Mutant {
+        name: "skip-the-log-sync",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "wal/src/log.rs",
+            from: "if let Err(source) = self.active.file.sync_data() {",
+            to: "if let Err(source) = std::io::Result::Ok(()) {",
+        }],
+    },
+    // Settle names and contents that only the cache has.
+    Mutant {
+        name: "skip-the-sync-of-a-checkpoint",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "engine/src/checkpointer.rs",
+            from: r#"places.root.sync_filesystem().doing("sync the file system of", "the root")?;"#,
+            to: "",
+        }],
+    },
+    // Free the record of an edit whose new name only the cache has.
+    Mutant {
+        name: "skip-the-sync-of-quarantine",
+        suite: Suite::It("crash_points::edits_by_other_programs_are_kept"),
+        edits: &[Edit {
+            file: "engine/src/checkpointer.rs",
+            from: r#"places.quarantine.sync().doing("sync", "quarantine")?;"#,
+            to: "",
+        }],
+    },
+    // Log a reference to a content that only the cache has.
+    Mutant {
+        name: "skip-the-sync-of-staged-files",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "engine/src/stage.rs",
+            from: ".try_for_each(|file| file.sync_all())",
+            to: ".try_for_each(|_| Ok(()))",
+        }],
+    },
+    // Log a reference to a file whose name only the cache has.
+    Mutant {
+        name: "skip-the-sync-of-staged-names",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "engine/src/stage.rs",
+            from: ".and_then(|()| self.stage().dir().sync())",
+            to: "",
+        }],
+    },
+    // Retire the log over names that only the cache has.
+    Mutant {
+        name: "skip-the-sync-of-a-recovery",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from: r#"        repair.all_names()?;
+        self.places.root.sync_filesystem().doing("sync the file system of", "the root")?;"#,
+            to: "        repair.all_names()?;",
+        }],
+    },
+    // Write frames under a header that only the cache has.
+    Mutant {
+        name: "skip-the-sync-of-a-new-segment",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "wal/src/log.rs",
+            from: r#"let written = written.and_then(|()| next.file.sync_data().doing("sync", header.segment));"#,
+            to: "",
+        }],
+    },
+    // Rename before the commit point.
+    Mutant {
+        name: "apply-before-the-sync",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[
+            Edit {
+                file: "engine/src/commit.rs",
+                from: r#"            trace::span!("atomtree.sync", transactions = logged.len());
+            commits.log.sync()
+        };"#,
+                to: "            self.apply(commits, parents, logged, outcomes);
+            commits.log.sync()
+        };",
+            },
+            Edit {
+                file: "engine/src/commit.rs",
+                from: "        tickets.into_iter().for_each(|(ticket, tx)| ticket.note_durable(tx));
+        self.apply(commits, parents, logged, outcomes);",
+                to: "        tickets.into_iter().for_each(|(ticket, tx)| ticket.note_durable(tx));",
+            },
+        ],
+    },
+    // Free a record before the originals that it explains are compared.
+    Mutant {
+        name: "retire-a-segment-early",
+        suite: Suite::It("crash_points::no_segment_is_freed_before_the_originals_it_explains_are_compared"),
+        edits: &[
+            Edit {
+                file: "engine/src/checkpointer.rs",
+                from: "        self.discard_originals(transactions)?;
+",
+                to: "",
+            },
+            Edit {
+                file: "engine/src/checkpointer.rs",
+                from: "            .map_err(atomtree_recovery::Error::Log)?;
+        if let Some(last)",
+                to: "            .map_err(atomtree_recovery::Error::Log)?;
+        self.discard_originals(transactions)?;
+        if let Some(last)",
+            },
+        ],
+    },
+    // Free segments so that a crash leaves a hole.
+    Mutant {
+        name: "retire-the-newest-first",
+        suite: Suite::It("crash_points::segments_are_freed_without_a_hole"),
+        edits: &[
+            Edit {
+                file: "wal/src/log.rs",
+                from: "while self.sealed.front().is_some_and(|(_, last)| *last < below) {",
+                to: "while self.sealed.back().is_some_and(|(_, last)| *last < below) {",
+            },
+            Edit {
+                file: "wal/src/log.rs",
+                from: r#"let (mut segment, _) = self.sealed.pop_front().expect("there is a front");"#,
+                to: r#"let (mut segment, _) = self.sealed.pop_back().expect("there is a back");"#,
+            },
+        ],
+    },
+    // Take an edit for ours because it is as long.
+    Mutant {
+        name: "trust-a-size",
+        suite: Suite::It("crash_points::edits_by_other_programs_are_kept"),
+        edits: &[Edit {
+            file: "recovery/src/known.rs",
+            from: "self.digests.contains(&(size, digest))",
+            to: "self.digests.iter().any(|known| known.0 == size)",
+        }],
+    },
+    // Replace what another program wrote because it is as long.
+    Mutant {
+        name: "trust-a-size-in-the-check",
+        suite: Suite::It("conflicts::every_edit_after_the_first_look_is_a_conflict"),
+        edits: &[Edit {
+            file: "engine/src/check.rs",
+            from: "Some(digest) => fresh.has_content(seen.size, digest) == Some(true),",
+            to: "Some(_) => fresh.size == seen.size,",
+        }],
+    },
+    // Believe in recovery what reads show.
+    Mutant {
+        name: "trust-the-page-cache",
+        suite: Suite::It("crash_points::data_lost_in_the_background_is_written_again"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from: "let from_disk = file.drop_cache()?;",
+            to: "let from_disk = true;",
+        }],
+    },
+    // Believe records that a failed write-back never wrote.
+    Mutant {
+        name: "trust-the-cached-log",
+        suite: Suite::It("crash_points::every_failed_sync_is_final"),
+        edits: &[Edit { file: "recovery/src/recover.rs", from: "log.rewrite(scan, doubted)?;", to: "" }],
+    },
+    // Acknowledge once the device seems healed.
+    Mutant {
+        name: "go-on-after-a-failed-sync",
+        suite: Suite::It("crash_points::every_failed_sync_is_final"),
+        edits: &[
+            Edit {
+                file: "wal/src/log.rs",
+                from: r#"            self.poisoned = Some(format!("segment {segment}: {source}"));
+            return Err(Error::OutcomeUnknown { segment, source });
+        }
+        self.is_dirty = false;
+        Ok(())
+    }
+
+    /// Goes on"#,
+                to: "            return Err(Error::OutcomeUnknown { segment, source });
+        }
+        self.is_dirty = false;
+        Ok(())
+    }
+
+    /// Goes on",
+            },
+            Edit {
+                file: "engine/src/commit.rs",
+                from: "            self.poison(&reason);
+            for outcome",
+                to: "            for outcome",
+            },
+        ],
+    },
+    // Leave a follower waiting that was committed.
+    Mutant {
+        name: "forget-to-wake-a-follower",
+        suite: Suite::Loom("atomtree-wal", "group_commit::models::three_committers"),
+        edits: &[Edit {
+            file: "wal/src/group_commit.rs",
+            from: "        self.settled.notify_one();
+",
+            to: "",
+        }],
+    },
+    // Leave whoever blocks on a ticket.
+    Mutant {
+        name: "forget-to-wake-a-ticket",
+        suite: Suite::It("tickets::a_failed_sync_wakes_everybody"),
+        edits: &[Edit {
+            file: "engine/src/ticket.rs",
+            from: "        self.news.notify_all();
+        if let Some(waker)",
+            to: "        if let Some(waker)",
+        }],
+    },
+    // Leave a future that was polled.
+    Mutant {
+        name: "forget-a-waker",
+        suite: Suite::It("tickets::a_future_wakes_the_waker_that_it_was_polled_with_last"),
+        edits: &[Edit {
+            file: "engine/src/ticket.rs",
+            from: "_ => progress.waker.replace(context.waker().clone()),",
+            to: "_ => None,",
+        }],
+    },
+    // Let a flipped bit of the epoch or the link pass.
+    Mutant {
+        name: "leave-the-epoch-out-of-the-checksum",
+        suite: Suite::Unit(
+            "atomtree-wal",
+            "format::tests::a_frame_reads_back_and_every_flipped_bit_is_noticed",
+        ),
+        edits: &[
+            Edit {
+                file: "wal/src/format.rs",
+                from: "hasher.update(&bytes[4..]);
+        payload",
+                to: "hasher.update(&bytes[4..12]);
+        hasher.update(&bytes[24..]);
+        payload",
+            },
+            Edit {
+                file: "wal/src/format.rs",
+                from: "crc32fast::hash(&frame[4..])",
+                to: "crc32fast::hash(&[&frame[4..12], &frame[24..]].concat())",
+            },
+        ],
+    },
+    // Take a frame of the segment's former life for the next one.
+    Mutant {
+        name: "ignore-the-epoch",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "wal/src/scan.rs",
+            from: "let is_wanted = header.epoch == epoch && lsn.is_none_or(|lsn| header.lsn == lsn);",
+            to: "let is_wanted = lsn.is_none_or(|lsn| header.lsn == lsn);",
+        }],
+    },
+    // Take a voided frame for the successor of another.
+    Mutant {
+        name: "ignore-the-link",
+        suite: Suite::It("crash_points::a_voided_frame_does_not_come_back_behind_the_same_bytes"),
+        edits: &[Edit {
+            file: "wal/src/scan.rs",
+            from: "if header.link != *link || header.synced_lsn >= header.lsn {",
+            to: "if header.synced_lsn >= header.lsn {",
+        }],
+    },
+    // Append where a voided frame may come back.
+    Mutant {
+        name: "go-on-in-a-torn-segment",
+        suite: Suite::It("crash_points::a_voided_frame_does_not_come_back_behind_the_same_bytes"),
+        edits: &[Edit {
+            file: "wal/src/log.rs",
+            from: "is_torn: scan.tail().is_torn(),",
+            to: "is_torn: false,",
+        }],
+    },
+    // Append behind half a run.
+    Mutant {
+        name: "go-on-after-a-failed-append",
+        suite: Suite::It("foreign_dirs::a_failing_call_leaves_whole_transactions_on_directories"),
+        edits: &[Edit {
+            file: "wal/src/log.rs",
+            from: "                self.is_torn = true;
+",
+            to: "",
+        }],
+    },
+    // Bring a name to what an earlier transaction wanted.
+    Mutant {
+        name: "redo-the-first-change-of-a-name",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from: "goals.insert(&change.path, Target { transaction, change, attributes: None, seen });",
+            to: "goals.entry(&change.path).or_insert(Target { transaction, change, attributes: None, seen });",
+        }],
+    },
+    // Decide each name once for each transaction, and not for all together.
+    Mutant {
+        name: "redo-transaction-by-transaction",
+        suite: Suite::It("crash_points::edits_by_other_programs_are_kept"),
+        edits: &[
+            Edit {
+                file: "recovery/src/recover.rs",
+                from: "        let mut repair = Repair::new(self, &analysis)?;
+        repair.all_names()?;",
+                to: "        for count in 1..analysis.unsettled().count() {
+            Repair::new(self, &analysis, count)?.all_names()?;
+        }
+        let mut repair = Repair::new(self, &analysis, usize::MAX)?;
+        repair.all_names()?;",
+            },
+            Edit {
+                file: "recovery/src/recover.rs",
+                from: "fn new(recovery: &'a Recovery<'a>, analysis: &'a Analysis<'a>) -> Result<Self, Error> {",
+                to: "fn new(recovery: &'a Recovery<'a>, analysis: &'a Analysis<'a>, count: usize) -> Result<Self, Error> {",
+            },
+            Edit {
+                file: "recovery/src/recover.rs",
+                from: "        for transaction in analysis.unsettled() {
+            for change in &transaction.changes {
+                let before",
+                to: "        for transaction in analysis.unsettled().take(count) {
+            for change in &transaction.changes {
+                let before",
+            },
+        ],
+    },
+    // Put the original back.
+    Mutant {
+        name: "exchange-twice",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "recovery/src/apply.rs",
+            from: "return slot_dir.exchange(&slot.os_name(), dir, name);",
+            to: "return slot_dir.exchange(&slot.os_name(), dir, name).and_then(|()| slot_dir.exchange(&slot.os_name(), dir, name));",
+        }],
+    },
+    // Replace what was changed since the transaction looked.
+    Mutant {
+        name: "check-only-at-plan-time",
+        suite: Suite::It("conflicts::every_edit_after_the_first_look_is_a_conflict"),
+        edits: &[Edit {
+            file: "engine/src/commit.rs",
+            from: "self.check(parents, &mut prepared).map_err(failed)?;",
+            to: "",
+        }],
+    },
+    // Commit although a directory has got another name.
+    Mutant {
+        name: "check-no-listings",
+        suite: Suite::It("conflicts::directories::answers_still_hold_at_the_commit"),
+        edits: &[Edit {
+            file: "engine/src/check.rs",
+            from: "Read::Listing { path, inode, names } => check_listing(parents, path, *inode, names)?,",
+            to: "Read::Listing { .. } => {}",
+        }],
+    },
+    // Unlink an edit that came between the last check and the rename.
+    Mutant {
+        name: "destroy-what-slipped-in",
+        suite: Suite::It("crash_points::edits_by_other_programs_are_kept"),
+        edits: &[Edit {
+            file: "recovery/src/apply.rs",
+            from: "        self.quarantine(&*slot_dir, &slot.os_name(), path)
+    }
+
+    /// Moves what stands at `name`",
+            to: "        slot_dir.remove_file(&slot.os_name())
+    }
+
+    /// Moves what stands at `name`",
+        }],
+    },
+    // Overwrite an edit that is newer than the change.
+    Mutant {
+        name: "put-back-what-was-superseded",
+        suite: Suite::It("crash_points::a_newer_edit_stays_and_an_older_one_gives_way"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from: "Ok(if applied { Proof::Applied } else { Proof::Unproven })",
+            to: "Ok(if applied { Proof::Unproven } else { Proof::Unproven })",
+        }],
+    },
+    // Let a component be a symlink.
+    Mutant {
+        name: "follow-a-symlink",
+        suite: Suite::It("errors::symlinks_do_not_lead_out"),
+        edits: &[
+            Edit {
+                file: "vfs/src/os/dir.rs",
+                from: "        | ResolveFlags::NO_SYMLINKS
+",
+                to: "",
+            },
+            Edit {
+                file: "vfs/src/os/dir.rs",
+                from: "let confined = ResolveFlags::BENEATH
+        |",
+                to: "let confined =",
+            },
+        ],
+    },
+    // Clear the slots of a process that is still there.
+    Mutant {
+        name: "sweep-a-living-process",
+        suite: Suite::It("upkeep::the_slots_of_a_living_process_are_left_alone"),
+        edits: &[Edit {
+            file: "recovery/src/sweep.rs",
+            from: "Ok(file.try_lock(Lock::Exclusive)?.then_some(file))",
+            to: "Ok(file.try_lock(Lock::Exclusive).map(|_| Some(file))?)",
+        }],
+    },
+    // Believe that what stands in a directory that goes is in its place.
+    Mutant {
+        name: "take-a-path-for-a-place",
+        suite: Suite::It("crash_points::what_moves_into_the_successor_of_its_directory_survives"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from: "            at = path.parent();",
+            to: "            at = None;",
+        }],
+    },
+    // Commit beside an unsettled move of a directory.
+    Mutant {
+        name: "let-barriers-overlap",
+        suite: Suite::It("foreign_dirs::every_crash_leaves_whole_transactions_on_directories"),
+        edits: &[Edit {
+            file: "engine/src/commit.rs",
+            from: "        is_below_unsettled
+            || prepared.is_barrier()",
+            to: "        false && is_below_unsettled
+            && prepared.is_barrier()",
+        }],
+    },
+    // Make a checkpoint while others are logged.
+    Mutant {
+        name: "settle-what-is-not-applied",
+        suite: Suite::It("found_reading::a_checkpoint_for_a_barrier_settles_nothing_that_is_not_applied"),
+        edits: &[Edit {
+            file: "engine/src/commit.rs",
+            from: "overlaps(&prepared, &changed) || commits.has_to_settle_before(&prepared))",
+            to: "overlaps(&prepared, &changed))",
+        }],
+    },
+    // Forget at a savepoint what was read since.
+    Mutant {
+        name: "forget-a-read",
+        suite: Suite::It("found_reading::a_return_to_a_savepoint_forgets_no_read"),
+        edits: &[Edit {
+            file: "engine/src/view.rs",
+            from: "                kept.is_read |= entry.is_read;
+",
+            to: "",
+        }],
+    },
+    // Take a later look at a file for the first.
+    Mutant {
+        name: "forget-an-earlier-read",
+        suite: Suite::It("found_reading::a_moved_file_is_still_the_one_that_was_read"),
+        edits: &[Edit {
+            file: "engine/src/transaction/lookup.rs",
+            from: "if same_content && seen.attributes == image.attributes {",
+            to: "if same_content || true {",
+        }],
+    },
+    // Replace a file by one with the mode of a new one.
+    Mutant {
+        name: "lose-the-mode",
+        suite: Suite::It("metadata::replacing_keeps_everything"),
+        edits: &[Edit {
+            file: "engine/src/transaction/new_names.rs",
+            from: "(Some(attributes), None) => Ok(attributes),",
+            to: "(Some(_), None) => self.default_attributes(spot.dir, &spot.path, 0o666, mode, Kind::File),",
+        }],
+    },
+];

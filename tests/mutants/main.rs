@@ -1,0 +1,197 @@
+//! Breaks the engine on purpose, one way after another, and shows that a test notices each.
+//!
+//! `cargo run -p atomtree-tests --bin mutants` runs all, `-- NAME...` some, `-- --list` tells which there are. Works on a
+//! copy of the checkout below the target directory, so that nothing here is ever broken. Exits with 1 if one survives.
+
+mod list;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use self::list::{MUTANTS, Mutant, Suite};
+
+/// Whoever waits longer waits for ever: the slowest of the tests takes a quarter of this, build included.
+const HANG_AFTER: Duration = Duration::from_mins(10);
+
+/// What a test run came to.
+#[derive(PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    Failed,
+    Hung,
+    /// It could not be built, or there is no such test.
+    Broken(String),
+}
+
+fn main() -> ExitCode {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    if asked.iter().any(|argument| argument == "--list") {
+        MUTANTS.iter().for_each(|mutant| println!("{:<40} {}", mutant.name, mutant.suite.name()));
+        return ExitCode::SUCCESS;
+    }
+    if let Some(unknown) = asked.iter().find(|name| !MUTANTS.iter().any(|mutant| mutant.name == **name)) {
+        eprintln!("there is no mutant {unknown}; --list shows them");
+        return ExitCode::from(2);
+    }
+    let chosen = |mutant: &&Mutant| asked.is_empty() || asked.iter().any(|name| name == mutant.name);
+    let mutants: Vec<&Mutant> = MUTANTS.iter().filter(chosen).collect();
+    let copy = Copy::make();
+    let suites: BTreeSet<Suite> = mutants.iter().map(|mutant| mutant.suite).collect();
+    for suite in suites {
+        if copy.run(suite) != Verdict::Passed {
+            eprintln!("{} does not pass on the code as it is", suite.name());
+            return ExitCode::FAILURE;
+        }
+    }
+    let mut survivors = Vec::new();
+    for (number, mutant) in mutants.iter().enumerate() {
+        let start = Instant::now();
+        copy.apply(mutant);
+        let verdict = copy.run(mutant.suite);
+        copy.restore(mutant);
+        let word = match &verdict {
+            Verdict::Failed => "killed",
+            Verdict::Hung => "killed (it hung)",
+            Verdict::Passed => "SURVIVED",
+            Verdict::Broken(reason) => reason,
+        };
+        println!(
+            "{:>3}/{} {:<40} {word} by {} in {:.0?}",
+            number + 1,
+            mutants.len(),
+            mutant.name,
+            mutant.suite.name(),
+            start.elapsed()
+        );
+        if !matches!(verdict, Verdict::Failed | Verdict::Hung) {
+            survivors.push(mutant.name);
+        }
+    }
+    if survivors.is_empty() {
+        println!("all {} mutants were killed", mutants.len());
+        return ExitCode::SUCCESS;
+    }
+    println!("not killed: {}", survivors.join(", "));
+    ExitCode::FAILURE
+}
+
+impl Suite {
+    fn name(self) -> String {
+        match self {
+            Self::It(test) => format!("it::{test}"),
+            Self::Unit(package, test) | Self::Loom(package, test) => format!("{package} {test}"),
+        }
+    }
+
+    /// Which build it needs.
+    fn cfg(self) -> &'static str {
+        if matches!(self, Self::Loom(..)) { "loom" } else { "plain" }
+    }
+
+    /// What `cargo test` is told.
+    fn arguments(self) -> Vec<&'static str> {
+        match self {
+            Self::It(test) => vec!["-p", "atomtree-tests", "--test", "it", "--", "--exact", test],
+            Self::Unit(package, test) => vec!["-p", package, "--lib", "--", "--exact", test],
+            Self::Loom(package, test) => vec!["-p", package, "--release", "--lib", "--", "--exact", test],
+        }
+    }
+}
+
+/// A copy of the checkout.
+struct Copy {
+    tree: PathBuf,
+    target: PathBuf,
+}
+
+impl Copy {
+    /// Copies what git knows or would; files that are the same stay, so that little is built again.
+    fn make() -> Self {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here.join("target"), PathBuf::from);
+        let place = target.join("mutants");
+        let copy = Self { tree: place.join("tree"), target: place.join("target") };
+        let listed = Command::new("git")
+            .args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"])
+            .current_dir(here)
+            .output()
+            .expect("git is there");
+        assert!(listed.status.success(), "{} is a git checkout", here.display());
+        let names = String::from_utf8(listed.stdout).expect("our names are plain");
+        for name in names.split('\0').filter(|name| !name.is_empty() && here.join(name).is_file()) {
+            let (from, to) = (here.join(name), copy.tree.join(name));
+            let content = fs::read(&from).expect("it was listed");
+            if fs::read(&to).ok().as_ref() != Some(&content) {
+                fs::create_dir_all(to.parent().expect("it lies in the tree")).expect("the target directory");
+                fs::copy(&from, &to).expect("there is room for a copy");
+            }
+        }
+        copy
+    }
+
+    fn apply(&self, mutant: &Mutant) {
+        for edit in mutant.edits {
+            let path = self.tree.join(edit.file);
+            let text = fs::read_to_string(&path).expect("the list names files that are there");
+            assert_eq!(text.matches(edit.from).count(), 1, "{}: {}", mutant.name, edit.from);
+            fs::write(&path, text.replace(edit.from, edit.to)).expect("it is a copy");
+        }
+    }
+
+    fn restore(&self, mutant: &Mutant) {
+        for edit in mutant.edits {
+            let content =
+                fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(edit.file)).expect("it is there");
+            fs::write(self.tree.join(edit.file), content).expect("it is a copy");
+        }
+    }
+
+    fn run(&self, suite: Suite) -> Verdict {
+        let output = self.target.with_extension("output");
+        let sink = fs::File::create(&output).expect("the target directory");
+        let mut command = Command::new("cargo");
+        command
+            .arg("test")
+            .args(suite.arguments())
+            .current_dir(&self.tree)
+            .env("CARGO_TARGET_DIR", self.target.join(suite.cfg()))
+            .env("CARGO_PROFILE_TEST_DEBUG", "0")
+            .env("RUSTFLAGS", if suite.cfg() == "loom" { "--cfg loom" } else { "" })
+            .stdout(sink.try_clone().expect("a second handle"))
+            .stderr(Stdio::from(sink))
+            .process_group(0);
+        let mut child = command.spawn().expect("cargo is there");
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("it is our child") {
+                break status;
+            }
+            if start.elapsed() > HANG_AFTER {
+                // The tests' own children too.
+                let group = format!("-{}", child.id());
+                Command::new("kill").args(["-KILL", "--", &group]).status().expect("kill is there");
+                child.wait().expect("it is our child");
+                return Verdict::Hung;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let text = String::from_utf8_lossy(&fs::read(&output).expect("it was written")).into_owned();
+        if text.contains("could not compile") {
+            return Verdict::Broken(format!("DOES NOT BUILD ({})", output.display()));
+        }
+        if status.success() {
+            let has_run = text.lines().any(|line| line.starts_with("test result: ok. 1 passed"))
+                || suite.cfg() == "loom" && text.contains("test result: ok.");
+            return if has_run {
+                Verdict::Passed
+            } else {
+                Verdict::Broken(format!("THERE IS NO TEST {}", suite.name()))
+            };
+        }
+        Verdict::Failed
+    }
+}
