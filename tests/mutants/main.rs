@@ -82,8 +82,8 @@ fn main() -> ExitCode {
 impl Suite {
     fn name(self) -> String {
         match self {
-            Self::It(test) => format!("it::{test}"),
-            Self::Unit(package, test) | Self::Loom(package, test) => format!("{package} {test}"),
+            Self::It(_) => format!("it::{}", self.test()),
+            Self::Unit(package, _) | Self::Loom(package, _) => format!("{package} {}", self.test()),
         }
     }
 
