@@ -254,12 +254,19 @@ fn segments_are_freed_without_a_hole() {
         let fill = Random::new(number).bytes(15_000);
         commit(&store, &[Operation::Write("fill", fill)]).expect("nothing is in the way");
     };
-    // The log grows to all the segments that it may have; then two of them fill up.
+    let in_use = || {
+        let segments = sim.tree("/tree/.atomtree/wal").into_keys();
+        let contents = segments.filter_map(|name| sim.read_file(Path::new("/tree/.atomtree/wal").join(name)));
+        // A header says 2 of a segment that is in use.
+        contents.filter(|bytes| bytes[36] == 2).count()
+    };
+    // The log grows to all the segments that it may have; then two of them fill up, and a third is begun.
     (0..20).for_each(fill);
     store.checkpoint().expect("nothing fails");
-    (20..29).for_each(fill);
+    (20..40).take_while(|_| in_use() < 3).for_each(fill);
     watch.start();
     store.checkpoint().expect("nothing fails");
+    assert_eq!(in_use(), 1, "two were freed at once");
     let moments = watch.finish();
     let expected = tree_of(&sim);
     for moment in moments {

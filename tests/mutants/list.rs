@@ -20,8 +20,8 @@ pub struct Edit {
 pub enum Suite {
     /// An integration test.
     It(&'static str),
-    /// A unit test of a package.
-    Unit(&'static str, &'static str),
+    /// A test of a package: the package, the target, the test.
+    In(&'static str, &'static str, &'static str),
     /// A loom model of a package.
     Loom(&'static str, &'static str),
 }
@@ -30,7 +30,7 @@ impl Suite {
     /// The test's path in its crate.
     pub fn test(self) -> &'static str {
         match self {
-            Self::It(test) | Self::Unit(_, test) | Self::Loom(_, test) => test,
+            Self::It(test) | Self::In(_, _, test) | Self::Loom(_, test) => test,
         }
     }
 }
@@ -56,13 +56,15 @@ pub const MUTANTS: &[Mutant] = &[
             to: "",
         }],
     },
-    // Free the record of an edit whose new name only the cache has.
+    // Free the record of an edit whose name in quarantine only the cache has.
     Mutant {
-        name: "skip-the-sync-of-quarantine",
+        name: "skip-the-syncs-behind-a-checkpoint",
         suite: Suite::It("crash_points::edits_by_other_programs_are_kept"),
         edits: &[Edit {
             file: "engine/src/checkpointer.rs",
-            from: r#"places.quarantine.sync().doing("sync", "quarantine")?;"#,
+            from: r#"        dir.sync().doing("sync", "stage")?;
+        places.quarantine.sync().doing("sync", "quarantine")?;
+"#,
             to: "",
         }],
     },
@@ -95,16 +97,6 @@ pub const MUTANTS: &[Mutant] = &[
             from: r#"        repair.all_names()?;
         self.places.root.sync_filesystem().doing("sync the file system of", "the root")?;"#,
             to: "        repair.all_names()?;",
-        }],
-    },
-    // Write frames under a header that only the cache has.
-    Mutant {
-        name: "skip-the-sync-of-a-new-segment",
-        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
-        edits: &[Edit {
-            file: "wal/src/log.rs",
-            from: r#"let written = written.and_then(|()| next.file.sync_data().doing("sync", header.segment));"#,
-            to: "",
         }],
     },
     // Rename before the commit point.
@@ -263,14 +255,15 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[Edit {
             file: "engine/src/ticket.rs",
             from: "_ => progress.waker.replace(context.waker().clone()),",
-            to: "_ => None,",
+            to: "_ => None::<Waker>,",
         }],
     },
     // Let a flipped bit of the epoch or the link pass.
     Mutant {
         name: "leave-the-epoch-out-of-the-checksum",
-        suite: Suite::Unit(
+        suite: Suite::In(
             "atomtree-wal",
+            "--lib",
             "format::tests::a_frame_reads_back_and_every_flipped_bit_is_noticed",
         ),
         edits: &[
@@ -292,7 +285,7 @@ pub const MUTANTS: &[Mutant] = &[
     // Take a frame of the segment's former life for the next one.
     Mutant {
         name: "ignore-the-epoch",
-        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        suite: Suite::In("atomtree-wal", "--test=log", "rules::stale_frames_of_former_uses_are_ignored"),
         edits: &[Edit {
             file: "wal/src/scan.rs",
             from: "let is_wanted = header.epoch == epoch && lsn.is_none_or(|lsn| header.lsn == lsn);",
@@ -302,7 +295,7 @@ pub const MUTANTS: &[Mutant] = &[
     // Take a voided frame for the successor of another.
     Mutant {
         name: "ignore-the-link",
-        suite: Suite::It("crash_points::a_voided_frame_does_not_come_back_behind_the_same_bytes"),
+        suite: Suite::In("atomtree-wal", "--test=log", "damage::a_frame_of_another_history_is_not_accepted"),
         edits: &[Edit {
             file: "wal/src/scan.rs",
             from: "if header.link != *link || header.synced_lsn >= header.lsn {",
@@ -322,7 +315,7 @@ pub const MUTANTS: &[Mutant] = &[
     // Append behind half a run.
     Mutant {
         name: "go-on-after-a-failed-append",
-        suite: Suite::It("foreign_dirs::a_failing_call_leaves_whole_transactions_on_directories"),
+        suite: Suite::In("atomtree-wal", "--test=log", "faults::a_failed_append_is_void_wherever_it_fails"),
         edits: &[Edit {
             file: "wal/src/log.rs",
             from: "                self.is_torn = true;
@@ -482,11 +475,18 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "settle-what-is-not-applied",
         suite: Suite::It("found_reading::a_checkpoint_for_a_barrier_settles_nothing_that_is_not_applied"),
-        edits: &[Edit {
-            file: "engine/src/commit.rs",
-            from: "overlaps(&prepared, &changed) || commits.has_to_settle_before(&prepared))",
-            to: "overlaps(&prepared, &changed))",
-        }],
+        edits: &[
+            Edit {
+                file: "engine/src/commit.rs",
+                from: "overlaps(&prepared, &changed) || commits.has_to_settle_before(&prepared))",
+                to: "overlaps(&prepared, &changed))",
+            },
+            Edit {
+                file: "engine/src/checkpointer.rs",
+                from: "_ if self.unsettled.lock().transactions.is_empty() && commits.is_all_applied => {",
+                to: "_ if self.unsettled.lock().transactions.is_empty() => {",
+            },
+        ],
     },
     // Forget at a savepoint what was read since.
     Mutant {

@@ -83,7 +83,7 @@ impl Suite {
     fn name(self) -> String {
         match self {
             Self::It(_) => format!("it::{}", self.test()),
-            Self::Unit(package, _) | Self::Loom(package, _) => format!("{package} {}", self.test()),
+            Self::In(package, ..) | Self::Loom(package, _) => format!("{package} {}", self.test()),
         }
     }
 
@@ -96,7 +96,7 @@ impl Suite {
     fn arguments(self) -> Vec<&'static str> {
         match self {
             Self::It(test) => vec!["-p", "atomtree-tests", "--test", "it", "--", "--exact", test],
-            Self::Unit(package, test) => vec!["-p", package, "--lib", "--", "--exact", test],
+            Self::In(package, target, test) => vec!["-p", package, target, "--", "--exact", test],
             Self::Loom(package, test) => vec!["-p", package, "--release", "--lib", "--", "--exact", test],
         }
     }

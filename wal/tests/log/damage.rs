@@ -272,3 +272,24 @@ fn a_missing_or_copied_segment_is_noticed() {
     sim.write_file(segment(5), &middle);
     assert_eq!(corrupt_at(scan(&sim)), (SegmentId(5), 0));
 }
+
+/// Goal: a whole frame of the right epoch and position is not accepted where it is not the successor of the one before: a
+/// backup restored in part, say. Method: the second frame of a log that differs from it in the first, in its place.
+#[test]
+fn a_frame_of_another_history_is_not_accepted() {
+    let write = |first: &[u8]| {
+        let sim = machine();
+        let mut log = create(&sim);
+        for payload in [first, b"second", b"third"] {
+            append_synced(&mut log, &[payload]);
+        }
+        sim
+    };
+    let (sim, other) = (write(b"first"), write(b"FIRST"));
+    let second = places(&scan(&sim).unwrap())[1];
+    let range = second.1 as usize..second.1 as usize + 40 + 8;
+    let mut mixed = sim.read_file(segment(0)).unwrap();
+    mixed[range.clone()].copy_from_slice(&other.read_file(segment(0)).unwrap()[range]);
+    sim.write_file(segment(0), &mixed);
+    assert_eq!(corrupt_at(scan(&sim)), second);
+}
