@@ -123,7 +123,8 @@ pub enum Fault {
     Error(i32),
     /// With this error number, and, if it is a sync of something simulated, what it should have made durable is lost.
     LoseData(i32),
-    /// Only so many bytes are written, then `ENOSPC`; for any verb but [`Verb::WriteAt`], just `ENOSPC`.
+    /// Only so many bytes are written, and never the last one, then `ENOSPC`; for any verb but [`Verb::WriteAt`], just
+    /// `ENOSPC`.
     ShortWrite(usize),
 }
 
@@ -399,8 +400,9 @@ impl File for FaultyFile {
             None => self.inner.write_at(parts, offset),
             Some(fault) => {
                 if let Fault::ShortWrite(bytes) = fault {
-                    let written =
-                        parts.iter().flat_map(|part| part.iter().copied()).take(bytes).collect::<Vec<u8>>();
+                    let most = parts.iter().map(|part| part.len()).sum::<usize>().saturating_sub(1);
+                    let all = parts.iter().flat_map(|part| part.iter().copied());
+                    let written = all.take(bytes.min(most)).collect::<Vec<u8>>();
                     self.inner.write_at(&[IoSlice::new(&written)], offset)?;
                 }
                 Err(fault.into_error())
@@ -654,6 +656,9 @@ mod tests {
         let parts = [IoSlice::new(b"abc"), IoSlice::new(b"defg")];
         assert_eq!(error_number(file.write_at(&parts, 0)), Some(ENOSPC));
         assert_eq!(sim.read_file("a").unwrap(), b"abcdent");
+        faults.set_rule(Arc::new(|_| Some(Fault::ShortWrite(500))));
+        assert_eq!(error_number(file.write_at(&parts, 0)), Some(ENOSPC));
+        assert_eq!(sim.read_file("a").unwrap(), b"abcdeft", "what wrote everything does not fail");
         assert_eq!(error_number(file.set_len(0)), Some(ENOSPC));
     }
 
