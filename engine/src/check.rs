@@ -111,9 +111,12 @@ impl Engine {
             _ => return Ok(()),
         };
         let slot = change.slot.as_ref().expect("a new content has a slot");
-        let found = self.stage().dir().metadata(&slot.os_name());
-        if found.is_ok_and(|found| found.kind == kind && found.inode == inode) {
-            return Ok(());
+        match self.stage().dir().metadata(&slot.os_name()) {
+            Ok(found) if found.kind == kind && found.inode == inode => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).on("look at the staged content of", change.path.as_path());
+            }
+            _ => {}
         }
         let reason = "its staged content in .atomtree/stage was removed or replaced by another program";
         Err(Error::refused(ErrorKind::Io, change.path.as_path(), reason))

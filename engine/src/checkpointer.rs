@@ -102,9 +102,20 @@ impl Engine {
             return Ok(());
         }
         // Now the log is as empty as it gets, but for its active segment.
-        if commits.log.is_worth_rotating() && commits.log.rotate().is_ok() {
-            drop((commits, turn));
-            return self.settle(true);
+        if commits.log.is_worth_rotating() {
+            match commits.log.rotate() {
+                Ok(()) => {
+                    drop((commits, turn));
+                    return self.settle(true);
+                }
+                // This transaction is not in the log, so its outcome is known.
+                Err(error) if commits.log.is_poisoned() => {
+                    let reason = error.to_string();
+                    self.poison(&reason);
+                    return Err(Error::Poisoned { reason });
+                }
+                Err(_) => {}
+            }
         }
         let reason = "the transaction does not fit into the log; raise log_bytes_max, or split it";
         Err(no_space.unwrap_or_else(|| Error::invalid(ErrorKind::NoSpace, reason)))

@@ -488,6 +488,7 @@ fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     // Whoever held the lock before may have finished, and what we hold is then the store itself.
     match root.metadata(new.as_os_str()) {
         Ok(found) if found.inode == dir.own_metadata().on("look at", new)?.inode => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).on("look at", new),
         _ => return Ok(()),
     }
     clear_unfinished(&*dir)?;

@@ -20,7 +20,7 @@ use crate::apply::{Applier, Displaced, Parents, is_no_directory, passing_mode, q
 use crate::ballast::Ballast;
 use crate::decision::{Action, Found, Goal, Proof, decide};
 use crate::error::{Doing, Error};
-use crate::image::{Attributes, Content, Digest, Image, MADE_DIR_MODE, Slot, open_own};
+use crate::image::{Attribute, Attributes, Content, Digest, Image, MADE_DIR_MODE, Slot, open_own};
 use crate::known::{Known, Likeness};
 use crate::locate::{Located, Place, locate};
 use crate::log_records::append_checkpoint;
@@ -549,7 +549,12 @@ impl<'a> Repair<'a> {
         // A directory that is made gets its ACLs from the one above it, by the kernel, and none of them are logged.
         let is_acl = |name: &[u8]| name == ACCESS_ACL || name == DEFAULT_ACL;
         let is_made = matches!(target.change.after, After::Dir { .. });
-        let xattrs = found.xattrs.iter().filter(|xattr| !(is_made && is_acl(&xattr.name))).cloned().collect();
+        // A staged file had what `stage/` hands on, until that was taken off. Every process's part of it hands on the same.
+        let is_staged = matches!(target.change.after, After::File { .. });
+        let fresh = &self.recovery.stage.fresh().xattrs;
+        let is_from_above =
+            |xattr: &Attribute| is_made && is_acl(&xattr.name) || is_staged && fresh.contains(xattr);
+        let xattrs = found.xattrs.iter().filter(|xattr| !is_from_above(xattr)).cloned().collect();
         // Any transaction that has not settled may have given the file what was found.
         let made_mode = match target.change.after {
             After::File { .. } => Some(0o600),
@@ -731,17 +736,17 @@ impl<'a> Repair<'a> {
         let dir = self.recovery.stage.dir();
         for slot in &self.own {
             let name = slot.os_name();
-            let found = dir.metadata(&name).ok();
+            let found = dir.metadata(&name);
             let result = match everything.likeness(&**dir, &name) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(error),
                 Ok(Likeness::Image | Likeness::Torn) => {
-                    match found.and_then(|found| everything.taken_directory(&found)) {
+                    found.and_then(|found| match everything.taken_directory(&found) {
                         Some(change) => {
                             self.applier.clear_directory(&**dir, &name, &change.path, &change.contents)
                         }
                         None => dir.remove_file(&name),
-                    }
+                    })
                 }
                 Ok(Likeness::Foreign) => {
                     let path = TreePath::new(&name).expect("a slot's name is a plain one");

@@ -61,6 +61,11 @@ impl Stage {
         &self.dir
     }
 
+    /// What a file has that was just created here: whatever the directory hands on, and nobody's own.
+    pub fn fresh(&self) -> &Attributes {
+        &self.fresh
+    }
+
     /// A name that nothing has used yet.
     pub fn new_slot(&self) -> Slot {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 //! A removed directory leaves the tree in one rename, with everything in it. What somebody put into it after the last
 //! look, or changed there, goes to quarantine; the rest is unlinked once the removal is settled.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const ATTEMPTS: usize = 8;
 pub struct Subtree<'a> {
     vfs: &'a dyn Vfs,
     top: Arc<dyn Dir>,
-    contents: HashMap<&'a [u8], &'a Image<'a>>,
+    contents: BTreeMap<&'a [u8], &'a Image<'a>>,
 }
 
 impl<'a> Subtree<'a> {
@@ -94,7 +94,7 @@ impl<'a> Subtree<'a> {
 
     /// Unlinks what was logged, the deepest first; what is gone already is fine.
     fn unlink_contents(&self) -> io::Result<()> {
-        let mut by_directory: HashMap<PathBuf, Vec<(&OsStr, Kind)>> = HashMap::new();
+        let mut by_directory: BTreeMap<PathBuf, Vec<(&OsStr, Kind)>> = BTreeMap::new();
         for (path, image) in &self.contents {
             let path = Path::new(os(path));
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };

@@ -178,22 +178,27 @@ pub fn machine(history: &History) -> Sim {
                 sim.create_dir(&path);
                 sim.set_mode(&path, *mode);
             }
-            Entry::Link(_) | Entry::Other => unreachable!("histories start with files and directories"),
+            Entry::Link(target) => sim.create_symlink(&path, target),
+            Entry::Other => sim.create_other(&path),
         }
     }
     sim.advance(1_000_000_000);
     sim
 }
 
-/// Opens the store, which recovers it.
-pub fn open(vfs: Arc<dyn Vfs>, settings: &Settings) -> Result<Store, Error> {
+/// The options with which histories are run.
+pub fn options(vfs: Arc<dyn Vfs>, settings: &Settings) -> Options {
     Options::new()
         .vfs(vfs)
         .segment_bytes(SEGMENT_BYTES)
         .log_bytes_max(4 * SEGMENT_BYTES)
         .inline_bytes_max(settings.inline_bytes_max)
         .checkpoints(Checkpoints::Manual)
-        .open(ROOT)
+}
+
+/// Opens the store, which recovers it.
+pub fn open(vfs: Arc<dyn Vfs>, settings: &Settings) -> Result<Store, Error> {
+    options(vfs, settings).open(ROOT)
 }
 
 /// Commits operations as one transaction.

@@ -1,10 +1,14 @@
 //! What the integration tests share.
 
+pub mod call_sites;
 pub mod crash;
 pub mod failing;
+pub mod fault_matrix;
 pub mod filler;
 pub mod foreign;
 pub mod foreign_dirs;
 pub mod history;
 pub mod interrupted;
 pub mod volume;
+pub mod workload;
+pub mod workloads;

@@ -9,6 +9,7 @@ mod crash_points;
 mod damage;
 mod debian_package;
 mod errors;
+mod faults;
 mod foreign_dirs;
 mod found_reading;
 mod full_disk;

@@ -28,12 +28,12 @@ const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
 /// What runs in a thread of its own.
-struct Running<T> {
+pub(crate) struct Running<T> {
     done: mpsc::Receiver<T>,
     thread: thread::JoinHandle<()>,
 }
 
-fn start<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Running<T> {
+pub(crate) fn start<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Running<T> {
     let (sender, done) = mpsc::channel();
     let thread = thread::spawn(move || drop(sender.send(run())));
     Running { done, thread }
@@ -41,7 +41,7 @@ fn start<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Running
 
 impl<T> Running<T> {
     #[track_caller]
-    fn end(self) -> T {
+    pub(crate) fn end(self) -> T {
         match self.done.recv_timeout(TOO_LONG) {
             Ok(result) => result,
             Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
@@ -245,7 +245,7 @@ impl Wake for Unpark {
 
 /// A whole runtime, of `std` only.
 #[track_caller]
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut future = pin!(future);
     let start = Instant::now();

@@ -148,6 +148,26 @@ fn a_failed_rotation_poisons() {
     }
 }
 
+/// Goal: where a segment's new header may have been written, the log does not go on in the old one, whose later frames a
+/// scan would not count. Method: the write finds no space, and what stands there can't be read either.
+#[test]
+fn a_header_that_cannot_be_read_back_poisons() {
+    let sim = machine();
+    let faults = faulty(&sim);
+    let mut log = create(&faults);
+    append_synced(&mut log, &[b"one"]);
+    faults.set_rule(Arc::new(|call: &Call| match call.verb {
+        Verb::WriteAt => Some(Fault::ShortWrite(511)),
+        Verb::ReadAt => Some(Fault::Error(EIO)),
+        _ => None,
+    }));
+    log.rotate().unwrap_err();
+    faults.set_rule(fail_nothing());
+    assert!(matches!(append(&mut log, &[b"two"]), Err(Error::Poisoned { .. })));
+    let (_, scanned) = open(&sim.kill()).unwrap();
+    assert_eq!(payloads(&scanned), [b"one".to_vec()]);
+}
+
 /// An unreadable sector is an error that names segment and what was tried, in the scan and in what reads afterwards.
 #[test]
 fn unreadable_sectors_are_errors() {
