@@ -1,5 +1,6 @@
 //! What the integration tests share.
 
+pub mod chosen;
 pub mod crash;
 pub mod failing;
 pub mod filler;
@@ -7,4 +8,5 @@ pub mod foreign;
 pub mod foreign_dirs;
 pub mod history;
 pub mod interrupted;
+pub mod versions;
 pub mod volume;
