@@ -46,7 +46,7 @@ pub(crate) fn tiny() -> Options {
 
 /// A thread commits versions of a directory of its own. One of them has a file that takes many writes.
 pub(crate) fn versions(thread: u64) -> Versions {
-    Versions::new(format!("t{thread}"), if thread == 1 { 3 << 20 } else { 20_000 })
+    Versions::new(format!("t{thread}"), if thread == 1 { 1 << 20 } else { 20_000 })
 }
 
 /// Speaks to the parent on standard error, in one write.

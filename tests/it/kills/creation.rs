@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use atomtree::vfs::faults::{Faults, Verb, fail_nothing};
+use atomtree::vfs::os::Os;
 use atomtree::{ErrorKind, Inspection, Options, Store};
 
 use super::operations::{deadly, lines_of};
@@ -125,6 +129,28 @@ fn a_kill_during_creation_is_harmless() {
     }
     println!("killed while {stages:?}");
     assert!(stages.contains_key("unfinished"), "no kill hit the creation: {stages:?}");
+}
+
+/// Goal: who finds no store, and then that another has just made one, leaves nothing behind. Method: a store is made just
+/// before the first name of another.
+#[test]
+fn a_store_made_by_another_meanwhile_is_opened() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    let faults = Faults::new(Arc::new(Os), fail_nothing());
+    let (is_made, made_at) = (AtomicBool::new(false), root.to_owned());
+    faults.set_rule(Arc::new(move |call| {
+        if call.verb == Verb::CreateDir && !is_made.swap(true, Ordering::Relaxed) {
+            let store = small().open(&made_at).unwrap();
+            commit(&store, |tx| tx.write("by another", "x")).unwrap();
+            store.close().unwrap();
+        }
+        None
+    }));
+    let store = small().vfs(Arc::new(faults)).open(root).unwrap();
+    assert!(!root.join(".atomtree.new").exists());
+    assert_eq!(commit(&store, |tx| tx.write("a", "1")).unwrap().tx().0, 2);
+    store.close().unwrap();
 }
 
 /// Goal: several processes that open a fresh tree at once agree on one store: one has it, the others are told that it
