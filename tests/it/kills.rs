@@ -4,7 +4,7 @@
 //! standard error for each commit, after it was acknowledged; one `write` each, so that lines are never torn. Each child
 //! checks what it finds when it has opened the store, so that a process that is not the killed one recovers and judges.
 //!
-//! `ATOMTREE_KILLS=n` makes each chain of kills as long as that, for however long it takes; `SEED=s` repeats the choices.
+//! `ATOMTREE_KILLS=n` makes each chain of kills as long as that, if it is longer so, for however long it takes; `SEED=s` repeats the choices.
 //! Kills of a child with one thread at chosen operations are then the very same.
 
 mod creation;
@@ -35,7 +35,8 @@ pub(crate) const THREADS_MAX: u64 = 16;
 
 /// How many kills a chain makes: so many in the ordinary run.
 fn kills(ordinary: u64) -> u64 {
-    std::env::var("ATOMTREE_KILLS").map_or(ordinary, |n| n.parse().expect("ATOMTREE_KILLS is a number"))
+    let asked = std::env::var("ATOMTREE_KILLS").map(|n| n.parse().expect("ATOMTREE_KILLS is a number"));
+    asked.map_or(ordinary, |n: u64| n.max(ordinary))
 }
 
 /// A log so small that kills meet rotations, full logs and checkpoints often; contents above 8000 bytes travel by
