@@ -161,10 +161,7 @@ impl Engine {
                     match image.is_unchanged_at(&*self.places.vfs, &*dir, &entry.name) {
                         Ok(true) => {}
                         Ok(false) => return conflict("it was changed since the transaction looked"),
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                            return conflict("it was removed since the transaction looked");
-                        }
-                        Err(error) => return Err(error).on("look at", path.join(&entry.name)),
+                        Err(error) => return Err(error).or_raced("look at", path.join(&entry.name)),
                     }
                 }
                 found.insert(entry.name);
@@ -243,7 +240,8 @@ impl Engine {
             Content::Digest(_) => ImageLimits { digest_bytes: limits.digest_bytes.max(seen.size), ..limits },
             Content::Inline(_) | Content::Unread => limits,
         };
-        let fresh = Image::capture(vfs, &*above.dir, path.name(), limits).on("look at", path.as_path())?;
+        let fresh =
+            Image::capture(vfs, &*above.dir, path.name(), limits).or_raced("look at", path.as_path())?;
         let Some(fresh) = fresh else {
             return Err(Error::conflict(path.as_path(), "it was removed while it was being looked at"));
         };

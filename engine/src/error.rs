@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use atomtree_recovery as recovery;
-use atomtree_recovery::apply::is_no_space;
+use atomtree_recovery::apply::{is_no_directory, is_no_space};
 use atomtree_recovery::plan::TransactionId;
 use atomtree_recovery::tree_path::PathError;
 use atomtree_vfs::is_symlink_error;
@@ -335,11 +335,25 @@ fn io_error_again(error: &io::Error) -> io::Error {
 /// Names what was being done, on which path of the tree, when an operating-system call failed.
 pub(crate) trait OnPath<T> {
     fn on(self, verb: &'static str, path: impl AsRef<Path>) -> Result<T, Error>;
+
+    /// The same for a look at something that is there: a conflict if it went, or became another kind of thing, between
+    /// two calls of one look.
+    fn or_raced(self, verb: &'static str, path: impl AsRef<Path>) -> Result<T, Error>;
 }
 
 impl<T> OnPath<T> for io::Result<T> {
     fn on(self, verb: &'static str, path: impl AsRef<Path>) -> Result<T, Error> {
         self.map_err(|source| Error::Io { verb, path: path.as_ref().to_owned(), source })
+    }
+
+    fn or_raced(self, verb: &'static str, path: impl AsRef<Path>) -> Result<T, Error> {
+        match self {
+            // What is no symlink any more can't be read as one: an invalid argument.
+            Err(error) if is_no_directory(&error) || error.kind() == io::ErrorKind::InvalidInput => {
+                Err(Error::conflict(path, "it was removed or replaced while it was being looked at"))
+            }
+            result => result.on(verb, path),
+        }
     }
 }
 

@@ -405,7 +405,7 @@ impl<'a> Plan<'a> {
             .view
             .parents
             .open(Path::new(std::ffi::OsStr::from_bytes(&disk)))
-            .on("open the directory of", path.as_path())?;
+            .or_raced("open the directory of", path.as_path())?;
         if self.permitted.insert(parent.metadata.inode) {
             self.engine.check_parent(&parent, path)?;
         }
@@ -414,7 +414,10 @@ impl<'a> Plan<'a> {
             return Err(fixed(path.as_path()));
         }
         if parent.metadata.mode & 0o1000 != 0 {
-            parent.dir.check_removable(path.name()).on("replace, in a sticky directory,", path.as_path())?;
+            parent
+                .dir
+                .check_removable(path.name())
+                .or_raced("replace, in a sticky directory,", path.as_path())?;
         }
         Ok(())
     }

@@ -468,7 +468,12 @@ fn check_file_system(root: &dyn Dir, options: &Options) -> Result<Vec<String>, E
 fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     let vfs = &options.vfs;
     let new = Path::new(STORE_DIR_NEW);
-    let dir = make_private_dir(&**root, STORE_DIR_NEW)?;
+    let busy = || Error::Locked { holder: "a process that is creating it".into() };
+    let dir = match make_private_dir(&**root, STORE_DIR_NEW) {
+        // It was there, and has just got its name.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(busy()),
+        dir => dir?,
+    };
     // Someone else's directory, in a place that others can write to, would let its owner in later.
     let owner = dir.own_metadata().on("look at", new)?.uid;
     if owner != vfs.identity().on("read the identity of", "this process")?.uid {
@@ -481,15 +486,25 @@ fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
         }
         result => result,
     };
-    let lock = open_lock().doing("create", ".atomtree.new/lock")?;
+    let lock = match open_lock() {
+        // It was one too many, and somebody has just removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(busy()),
+        lock => lock.doing("create", ".atomtree.new/lock")?,
+    };
     if !lock.try_lock(Lock::Exclusive).doing("lock", ".atomtree.new/lock")? {
-        return Err(Error::Locked { holder: "a process that is creating it".into() });
+        return Err(busy());
     }
     // Whoever held the lock before may have finished, and what we hold is then the store itself.
     match root.metadata(new.as_os_str()) {
         Ok(found) if found.inode == dir.own_metadata().on("look at", new)?.inode => {}
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).on("look at", new),
         _ => return Ok(()),
+    }
+    // Or another one did, between this process's look for a store and its own directory, which is then one too many.
+    if root.metadata(OsStr::new(STORE_DIR)).is_ok() {
+        let _ = dir.remove_file(OsStr::new(LOCK_FILE));
+        let _ = root.remove_dir(new.as_os_str());
+        return lock.unlock().doing("unlock", ".atomtree.new/lock").map_err(Error::from);
     }
     clear_unfinished(&*dir)?;
     for part in STORE_PARTS {

@@ -37,15 +37,24 @@ impl Filler {
                 Err(error) => return Err(error),
             }
         }
+        filler.take_the_rest()?;
+        Ok(filler)
+    }
+
+    /// Takes what room there is by now.
+    ///
+    /// # Errors
+    /// As [`Filler::take_all`].
+    pub fn take_the_rest(&mut self) -> io::Result<()> {
         loop {
-            let before = filler.bytes()?;
+            let before = self.bytes()?;
             for piece in [1 << 20, 64 << 10, PAGE_BYTES as usize] {
-                filler.grow_by(piece)?;
+                self.grow_by(piece)?;
             }
             // Space that was promised may turn out not to be there; that is no room either.
-            let _ = filler.file.sync_all();
-            if filler.bytes()? == before {
-                return Ok(filler);
+            let _ = self.file.sync_all();
+            if self.bytes()? == before {
+                return Ok(());
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What the integration tests share.
 
 pub mod call_sites;
+pub mod chosen;
 pub mod crash;
 pub mod failing;
 pub mod fault_matrix;
@@ -9,6 +10,7 @@ pub mod foreign;
 pub mod foreign_dirs;
 pub mod history;
 pub mod interrupted;
+pub mod versions;
 pub mod volume;
 pub mod workload;
 pub mod workloads;

@@ -4,7 +4,8 @@
 //! Two kinds of power cut: the file system is shut down in the middle of its work and mounted again, which ext4 and xfs
 //! can do; or its image is copied while it is mounted, and the copy is mounted: what the kernel had not written to the
 //! device is not in it. Whoever writes must be stopped meanwhile, or the copy shows several moments at once. It all
-//! needs root and loop devices; where they are missing, callers print the reason and skip.
+//! needs root and loop devices; where they are missing, callers print the reason and skip, unless
+//! `ATOMTREE_REQUIRE_VOLUMES` is set.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -45,6 +46,27 @@ impl Kind {
             Self::Btrfs => 128 << 20,
         }
     }
+}
+
+/// The environment variable by which whoever runs the tests insists that nothing is skipped for want of root, loop devices
+/// or the file systems' programs. What a kernel lacks, such as quotas or case folding, may still be skipped.
+pub const REQUIRE: &str = "ATOMTREE_REQUIRE_VOLUMES";
+
+/// Says what is skipped, and why.
+///
+/// # Panics
+/// If [`REQUIRE`] is set.
+pub fn skip(what: &str, reason: &str) {
+    assert!(std::env::var_os(REQUIRE).is_none(), "{REQUIRE} is set, and {what} can't be tested: {reason}");
+    println!("skipped: {what}: {reason}");
+}
+
+/// The volume; or nothing, said by [`skip`].
+///
+/// # Panics
+/// As [`skip`].
+pub fn or_skip(volume: Result<Volume, String>, what: &str) -> Option<Volume> {
+    volume.map_err(|reason| skip(what, &reason)).ok()
 }
 
 /// A mounted image, unmounted and removed when dropped.

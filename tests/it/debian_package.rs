@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use atomtree::{Error, Options, Transaction};
 use atomtree_tests::interrupted::{Interrupted, say, wait_for_parent};
-use atomtree_tests::volume::{Kind, Volume};
+use atomtree_tests::volume::{Kind, Volume, or_skip};
 
 use crate::alike::{Times, Trees, differences};
 use crate::basics::{child, child_root, tree};
@@ -147,10 +147,8 @@ fn is_new(root: &Path, old: &Trees, new: &Trees, second: i64, label: &str) -> bo
 
 fn upgrade_on(kind: Kind) {
     for package in packages() {
-        let volume = match Volume::create(kind, 512 << 20, false) {
-            Ok(volume) => volume,
-            Err(reason) => return println!("skipped: packages on {}: {reason}", kind.name()),
-        };
+        let volume = Volume::create(kind, 512 << 20, false);
+        let Some(volume) = or_skip(volume, &format!("packages on {}", kind.name())) else { return };
         let (original, unpacked) = (volume.path().join("original"), volume.path().join("unpacked"));
         unpack(&package.old, &original);
         unpack(&package.new, &unpacked);

@@ -20,6 +20,7 @@ mod made_directories;
 mod metadata;
 mod model;
 mod power_cuts;
+mod races;
 mod real_input;
 mod rules;
 mod settled;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use atomtree::{HardLinks, Store};
-use atomtree_tests::volume::{Kind, Volume};
+use atomtree_tests::volume::{Kind, Volume, or_skip, skip};
 
 const CHILD: &str = "ATOMTREE_REAL_INPUT_CHILD";
 
@@ -306,13 +306,8 @@ fn a_transaction_over_a_real_tree_that_is_killed_leaves_all_or_nothing() {
 #[test]
 fn a_transaction_over_a_real_tree_that_loses_power_leaves_all_or_nothing() {
     for (kind, input) in Kind::ALL.into_iter().flat_map(|kind| Input::ALL.map(|input| (kind, input))) {
-        let volume = match Volume::create(kind, 512 << 20, false) {
-            Ok(volume) => volume,
-            Err(reason) => {
-                println!("skipped: power cuts on {}: {reason}", kind.name());
-                continue;
-            }
-        };
+        let volume = Volume::create(kind, 512 << 20, false);
+        let Some(volume) = or_skip(volume, &format!("power cuts on {}", kind.name())) else { continue };
         let root = volume.path().join("tree");
         fs::create_dir(&root).unwrap();
         if !input.make(&root) {
@@ -366,7 +361,7 @@ fn is_root_with_tools() -> bool {
     let missing: Vec<_> = ["getfattr", "setfattr", "setfacl"].into_iter().filter(|tool| !has(tool)).collect();
     let is_root = fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0);
     if !missing.is_empty() || !is_root {
-        println!("skipped: needs root and {missing:?}");
+        skip("a real tree", &format!("it needs root and {missing:?}"));
         return false;
     }
     true

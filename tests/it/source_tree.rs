@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use atomtree::{Error, Options, Transaction};
 use atomtree_tests::interrupted::{Interrupted, say, wait_for_parent};
-use atomtree_tests::volume::{Kind, Volume};
+use atomtree_tests::volume::{Kind, Volume, or_skip};
 
 use crate::alike::{Times, Trees, differences};
 use crate::basics::{child, child_root, tree};
@@ -243,10 +243,8 @@ fn is_new(root: &Path, old: &Trees, new: &Trees, second: i64, label: &str) -> bo
 
 fn migrate_on(kind: Kind) {
     let Some(crates) = crates() else { return };
-    let volume = match Volume::create(kind, 768 << 20, false) {
-        Ok(volume) => volume,
-        Err(reason) => return println!("skipped: a source tree on {}: {reason}", kind.name()),
-    };
+    let volume = Volume::create(kind, 768 << 20, false);
+    let Some(volume) = or_skip(volume, &format!("a source tree on {}", kind.name())) else { return };
     let original = volume.path().join("original");
     lay_out(&original, &crates);
     let second = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;

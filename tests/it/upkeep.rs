@@ -162,17 +162,14 @@ fn originals_survive_where_names_can_be_neither_exchanged_nor_linked() {
 /// A directory with a project quota of its own takes no inodes from elsewhere: found out before the commit point.
 #[test]
 fn a_directory_with_a_project_of_its_own_is_refused_before_the_commit_point() {
-    use atomtree_tests::volume::{Kind, Volume};
-    let volume = match Volume::create(Kind::Xfs, 0, false) {
-        Ok(volume) => volume,
-        Err(reason) => return println!("skipped: {reason}"),
-    };
+    use atomtree_tests::volume::{Kind, Volume, or_skip, skip};
+    let Some(volume) = or_skip(Volume::create(Kind::Xfs, 0, false), "project quotas") else { return };
     let root = volume.path().join("tree");
     std::fs::create_dir_all(root.join("sub")).unwrap();
     let flag = ["-c", "chproj 77", "-c", "chattr +P"];
     let set = std::process::Command::new("xfs_io").args(flag).arg(root.join("sub")).status();
     if !set.is_ok_and(|status| status.success()) {
-        return println!("skipped: no xfs_io");
+        return skip("project quotas", "there is no xfs_io");
     }
     let store = Store::open(&root).unwrap();
     let error = put(&store, "sub/file", b"1").unwrap_err();

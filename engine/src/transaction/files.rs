@@ -212,12 +212,12 @@ impl Transaction {
         let (dir, name) = match self.view.stands(spot) {
             Stands::Moved(moved) => {
                 let from = moved.from.clone();
-                let parent = self.view.parents.of(&from).on("open the directory of", from.as_path())?;
+                let parent = self.view.parents.of(&from).or_raced("open the directory of", from.as_path())?;
                 (parent.dir, from.name().to_owned())
             }
             _ => (self.disk(spot)?, spot.name.clone()),
         };
-        dir.open_file(&name, Access::Read).on("open", spot.path.as_path())
+        dir.open_file(&name, Access::Read).or_raced("open", spot.path.as_path())
     }
 
     /// The directory on disk that holds the original.

@@ -93,7 +93,10 @@ impl Transaction {
     /// The spot of a path of which directories are missing, which are made.
     pub(super) fn make_spot(&mut self, asked: &TreePath) -> Result<Spot, Error> {
         let (mut dir, missing) = self.view.deepest(asked)?;
-        let (last, above) = missing.split_last().expect("its directory is not there");
+        let Some((last, above)) = missing.split_last() else {
+            let reason = "it was made while the transaction looked, and is a directory";
+            return Err(Error::conflict(asked.as_path(), reason));
+        };
         for name in above {
             let spot = self.view.spot_in(dir, name)?;
             match self.view.stands(&spot) {

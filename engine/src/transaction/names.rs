@@ -144,7 +144,7 @@ impl Transaction {
             // Who may not read it may rename it all the same.
             && image.content != Content::Unread
             // A copy would fill the holes.
-            && !self.disk(from)?.metadata(&from.name).on("look at", from.path.as_path())?.is_sparse;
+            && !self.disk(from)?.metadata(&from.name).or_raced("look at", from.path.as_path())?.is_sparse;
         if image.kind == Kind::File && (!keeps_inode || travels) {
             return Ok(Now::File(NewFile { modified: Some(image.modified), ..self.loaded(from)? }));
         }

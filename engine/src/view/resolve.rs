@@ -224,7 +224,7 @@ impl View {
         let Some(disk) = self.handle(dir)? else { return Ok(Quiet::Nothing) };
         match disk.dir.metadata(name) {
             Ok(found) if found.kind == Kind::Symlink => {
-                let target = disk.dir.read_link(name).on("read the symlink", path.as_path())?;
+                let target = disk.dir.read_link(name).or_raced("read the symlink", path.as_path())?;
                 Ok(Quiet::Symlink(target.as_bytes().to_vec()))
             }
             Ok(found) if found.kind == Kind::Dir => Ok(Quiet::Nothing),
@@ -243,7 +243,7 @@ impl View {
         let original = match self.handle(dir)? {
             Some(parent) => {
                 let image = Image::capture(&*self.vfs, &*parent.dir, name, limits);
-                let image = image.on("look at", path.as_path())?;
+                let image = image.or_raced("look at", path.as_path())?;
                 if let Some(image) = &image {
                     check_mount(&parent, image, path)?;
                 }
@@ -264,7 +264,7 @@ fn check_mount(parent: &Parent, image: &Image<'_>, path: &TreePath) -> Result<()
         return Err(Error::refused(ErrorKind::MountPoint, path.as_path(), reason));
     }
     if image.kind == Kind::Dir
-        && dir.metadata(path.name()).on("look at", path.as_path())?.device != above.device
+        && dir.metadata(path.name()).or_raced("look at", path.as_path())?.device != above.device
     {
         let reason = "it is a file system of its own, a btrfs subvolume for instance; open a store there";
         return Err(Error::refused(ErrorKind::CrossDevice, path.as_path(), reason));

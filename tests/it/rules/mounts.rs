@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use atomtree::{ErrorKind, Store, Transaction};
-use atomtree_tests::volume::{Kind, Volume};
+use atomtree_tests::volume::{Kind, Volume, or_skip};
 
 use super::{Operation, refused_as, seen};
 use crate::basics::{commit, is_root, manual, shell, small, tree};
@@ -173,10 +173,7 @@ fn subvolumes_are_boundaries() {
     if !is_root() {
         return;
     }
-    let volume = match Volume::create(Kind::Btrfs, 0, false) {
-        Ok(volume) => volume,
-        Err(reason) => return println!("skipped: {reason}"),
-    };
+    let Some(volume) = or_skip(Volume::create(Kind::Btrfs, 0, false), "subvolumes") else { return };
     let root = volume.path().join("tree");
     shell(&format!(
         "mkdir '{0}'; cd '{0}'; mkdir -p m dir; echo s > source; btrfs -q subvolume create m/sub
