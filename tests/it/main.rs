@@ -12,6 +12,7 @@ mod errors;
 mod foreign_dirs;
 mod found_reading;
 mod full_disk;
+mod fuzz_corpus;
 mod golden;
 mod kills;
 mod large;
