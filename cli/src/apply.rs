@@ -117,6 +117,22 @@ pub(crate) fn carry_out(
     Ok(Done::new(asked, &receipt, started.elapsed()))
 }
 
+/// Carries out the document on a line, and says which one it was.
+pub(crate) fn carry_out_line(
+    store: &Store,
+    turns: &Turns,
+    policies: Policies,
+    number: u64,
+    line: &[u8],
+) -> (Asked, Result<Done, Failure>) {
+    let mut asked = Asked::Line(number);
+    let result = Document::parse(line).and_then(|mut document| {
+        asked = document.id.take().map_or(Asked::Line(number), Asked::Id);
+        carry_out(store, turns, &document, policies, asked.clone())
+    });
+    (asked, result)
+}
+
 /// How long a transaction that keeps meeting others is tried.
 const RETRY_TIME: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_micros(100);

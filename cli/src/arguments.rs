@@ -132,7 +132,7 @@ pub(crate) enum Command {
 }
 
 /// What documents mean unless they say otherwise.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone, Copy, Default)]
 pub(crate) struct Policies {
     /// What writing through a final symlink does
     #[arg(long, value_enum, default_value_t)]

@@ -13,9 +13,8 @@ use std::thread;
 use atomtree::{ErrorKind, Store};
 
 use crate::answer::{Asked, Done, Failure, answer};
-use crate::apply::{Turns, carry_out, close};
+use crate::apply::{Turns, carry_out_line, close};
 use crate::arguments::{Common, Policies};
-use crate::document::Document;
 use crate::lines::{Line, Lines};
 use crate::progress::Progress;
 use crate::store_flags::StoreFlags;
@@ -132,11 +131,7 @@ impl Batch<'_> {
     }
 
     fn carry_out(&self, number: u64, line: &[u8]) {
-        let mut asked = Asked::Line(number);
-        let result = Document::parse(line).and_then(|mut document| {
-            asked = document.id.take().map_or(Asked::Line(number), Asked::Id);
-            carry_out(self.store, &self.turns, &document, self.policies, asked.clone())
-        });
+        let (asked, result) = carry_out_line(self.store, &self.turns, self.policies, number, line);
         self.answer(&asked, &result);
     }
 

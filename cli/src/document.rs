@@ -3,6 +3,8 @@
 //! The shape is fixed by the contract. Everything that is not in it is an error, double and null fields included, so
 //! that a slip never turns into another transaction than the one that was meant.
 
+use std::fmt;
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use atomtree::ErrorKind;
@@ -79,12 +81,31 @@ impl Document {
 /// the first, and would read there like the number of the line.
 fn placed(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
-    let message = error.to_string();
+    // A complaint may quote as much as the document holds.
+    let mut message = Beginning(String::new());
+    let is_whole = write!(message, "{error}").is_ok();
+    let Beginning(message) = message;
     let reason = message.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&message);
+    let reason = if is_whole { reason.to_owned() } else { format!("{reason}...") };
     match line {
-        0 => reason.to_owned(),
+        0 => reason,
         1 => format!("{reason}, at column {column}"),
         _ => format!("{reason}, at line {line}, column {column}"),
+    }
+}
+
+/// The beginning of a text; writing more is an error.
+struct Beginning(String);
+
+impl Beginning {
+    const BYTES_MAX: usize = 1000;
+}
+
+impl fmt::Write for Beginning {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = text.floor_char_boundary(Self::BYTES_MAX.saturating_sub(self.0.len()));
+        self.0.push_str(&text[..end]);
+        if end == text.len() { Ok(()) } else { Err(fmt::Error) }
     }
 }
 
@@ -174,6 +195,8 @@ mod tests {
             (r#"{"op":"expect","path":"a"}"#, "expect needs one of"),
             (r#"{"op":"expect","path":"a","absent":false}"#, "only be true"),
             (r#"{"op":"expect","path":"a","blake3":"00"}"#, "64 hexadecimal digits"),
+            (&format!(r#"{{"op":"{}"}}"#, "x".repeat(101)), "101 bytes where a word was expected"),
+            (&format!(r#"{{"{}":1}}"#, "x".repeat(5000)), "xxx..., at column"),
         ] {
             let message = ops(json).expect_err(json);
             assert!(message.contains(complaint), "{json}: {message}");

@@ -3,8 +3,10 @@
 //! One flat type for all operations, read straight from the text: a tagged union would first hold every line as a tree
 //! of values, many times its size. Each operation takes its own fields, and what is left over is refused.
 
+use std::fmt;
 use std::path::PathBuf;
 
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::document::{Content, Expected, Op};
@@ -15,7 +17,7 @@ use crate::path::{Base64, JsonPath};
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Fields {
     #[serde(deserialize_with = "given")]
-    op: Option<String>,
+    op: Option<Word>,
     #[serde(deserialize_with = "given")]
     path: Option<JsonPath>,
     #[serde(deserialize_with = "given")]
@@ -55,7 +57,7 @@ impl TryFrom<Fields> for Op {
     type Error = String;
 
     fn try_from(mut fields: Fields) -> Result<Self, String> {
-        let name = need(fields.op.take(), "an operation", "op")?;
+        let Word(name) = need(fields.op.take(), "an operation", "op")?;
         let op = match name.as_str() {
             "write" => {
                 Op::Write { path: fields.path(&name)?, content: fields.content(&name)?, mode: fields.mode() }
@@ -177,15 +179,42 @@ impl Fields {
     }
 }
 
+/// No word of a document is longer; a digest has 64 digits.
+const WORD_BYTES_MAX: usize = 100;
+
+/// A short text, which a complaint may quote.
+struct Word(String);
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordVisitor;
+        impl Visitor<'_> for WordVisitor {
+            type Value = Word;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Word, E> {
+                match text.len() {
+                    ..=WORD_BYTES_MAX => Ok(Word(text.to_owned())),
+                    length => Err(E::custom(format_args!("{length} bytes where a word was expected"))),
+                }
+            }
+        }
+        deserializer.deserialize_str(WordVisitor)
+    }
+}
+
 /// Permission bits, written in octal: a number would be read as decimal by some and as octal by others.
 #[derive(Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "Word")]
 struct Mode(u32);
 
-impl TryFrom<String> for Mode {
+impl TryFrom<Word> for Mode {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Word(text): Word) -> Result<Self, String> {
         let is_octal =
             (3..=5).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
         match u32::from_str_radix(&text, 8) {
@@ -197,13 +226,13 @@ impl TryFrom<String> for Mode {
 
 /// A BLAKE3 digest in hexadecimal.
 #[derive(Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "Word")]
 struct Blake3([u8; 32]);
 
-impl TryFrom<String> for Blake3 {
+impl TryFrom<Word> for Blake3 {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Word(text): Word) -> Result<Self, String> {
         let mut digest = [0; 32];
         let digits = text.as_bytes();
         let is_hexadecimal = digits.len() == 64 && digits.iter().all(u8::is_ascii_hexdigit);

@@ -14,7 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use atomtree_vfs::{Access, Dir, File, Identity, Kind, Metadata, SECTOR_BYTES, Timestamp, Vfs, Xattr};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::acl::{self, ACCESS_ACL};
 
@@ -66,7 +67,35 @@ pub struct Attributes {
     /// Owning group.
     pub gid: u32,
     /// Extended attributes by name, sorted; ACLs and capabilities among them.
+    #[serde(deserialize_with = "possible_xattrs")]
     pub xattrs: Vec<Attribute>,
+}
+
+/// The kernel lists the names of a file's attributes in at most 64 KiB, the shortest of them as `user.x` and a zero.
+const XATTRS_MAX: usize = (64 << 10) / 7;
+
+/// Attributes that a file can have: hostile ones are refused before each of a few bytes takes many.
+fn possible_xattrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Attribute>, D::Error> {
+    struct Xattrs;
+    impl<'de> Visitor<'de> for Xattrs {
+        type Value = Vec<Attribute>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {XATTRS_MAX} extended attributes")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<Attribute>, A::Error> {
+            let count = seq.size_hint().filter(|count| *count <= XATTRS_MAX);
+            let count =
+                count.ok_or_else(|| A::Error::custom("more extended attributes than a file can have"))?;
+            let mut xattrs = Vec::with_capacity(count);
+            while let Some(xattr) = seq.next_element()? {
+                xattrs.push(xattr);
+            }
+            Ok(xattrs)
+        }
+    }
+    deserializer.deserialize_seq(Xattrs)
 }
 
 /// Whether the attribute is a security module's label, which every file has and nobody may remove.

@@ -11,10 +11,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io::{self, IoSlice};
 
 use atomtree_vfs::{Access, Dir, Kind};
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::analyze::Committed;
 use crate::error::{Doing, Error};
@@ -37,7 +39,31 @@ pub struct Summary {
     /// LSN of its commit record.
     pub lsn: u64,
     /// What it changed.
+    #[serde(deserialize_with = "as_they_come")]
     pub changes: Vec<ChangeSummary>,
+}
+
+/// Room for so many changes is made before the first is read, whatever their number is said to be.
+const CHANGES_AT_FIRST: usize = 1 << 10;
+
+fn as_they_come<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ChangeSummary>, D::Error> {
+    struct Changes;
+    impl<'de> Visitor<'de> for Changes {
+        type Value = Vec<ChangeSummary>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("changes")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<ChangeSummary>, A::Error> {
+            let mut changes = Vec::with_capacity(seq.size_hint().unwrap_or(0).min(CHANGES_AT_FIRST));
+            while let Some(change) = seq.next_element()? {
+                changes.push(change);
+            }
+            Ok(changes)
+        }
+    }
+    deserializer.deserialize_seq(Changes)
 }
 
 /// One name of a settled transaction.
@@ -198,51 +224,58 @@ pub fn list(history: &dyn Dir) -> Result<Vec<OsString>, Error> {
 /// Reads one manifest.
 ///
 /// # Errors
-/// [`Error::Manifest`] naming the offset of what is damaged; [`Error::FormatVersion`].
+/// [`Error::Manifest`] naming the offset of what is damaged.
 pub fn read(history: &dyn Dir, name: &OsStr) -> Result<Vec<Summary>, Error> {
     let label = format!("history/{}", name.to_string_lossy());
     let file = history.open_file(name, Access::Read).doing("open", &label)?;
     let bytes = file.read_all(MANIFEST_BYTES_MAX).doing("read", &label)?;
-    parse(&bytes).map_err(|damage| match damage {
-        Damage::Version(found) => Error::FormatVersion { found, expected: FORMAT_VERSION },
-        Damage::At(offset, reason) => {
-            Error::Manifest { name: name.to_string_lossy().into_owned(), offset: offset as u64, reason }
-        }
-    })
+    let damaged = |Damage(offset, reason)| Error::Manifest {
+        name: name.to_string_lossy().into_owned(),
+        offset: offset as u64,
+        reason,
+    };
+    let summaries = parse(&bytes).map_err(damaged)?;
+    // One that ends between two summaries is whole as far as it goes, and so is another one's content.
+    let tx = |summary: Option<&Summary>| summary.map_or(TransactionId(0), |summary| summary.begin.tx);
+    let (found, expected) = ((tx(summaries.first()), tx(summaries.last())), range_of(name));
+    if expected.is_some_and(|expected| found != expected) {
+        let reason = format!("transactions {} to {} found, where its name says others", found.0, found.1);
+        return Err(damaged(Damage(bytes.len(), reason)));
+    }
+    Ok(summaries)
 }
 
-enum Damage {
-    Version(u32),
-    At(usize, String),
-}
+/// The offset, and what is wrong there.
+struct Damage(usize, String);
 
 fn parse(bytes: &[u8]) -> Result<Vec<Summary>, Damage> {
     let word = |at: usize| {
         bytes.get(at..at + 4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")))
     };
     if bytes.get(..8) != Some(&MAGIC) {
-        return Err(Damage::At(0, "it does not start with ATOMHIST".into()));
+        return Err(Damage(0, "it does not start with ATOMHIST".into()));
     }
     match word(8) {
         Some(FORMAT_VERSION) => {}
-        Some(version) => return Err(Damage::Version(version)),
-        None => return Err(Damage::At(8, "it ends in its header".into())),
+        Some(version) => {
+            return Err(Damage(8, format!("format version {version} found, {FORMAT_VERSION} expected")));
+        }
+        None => return Err(Damage(8, "it ends in its header".into())),
     }
     let mut summaries = Vec::new();
     let mut at = HEADER_BYTES;
     while at < bytes.len() {
         let (Some(length), Some(expected)) = (word(at), word(at + 4)) else {
-            return Err(Damage::At(at, "it ends in a record's header".into()));
+            return Err(Damage(at, "it ends in a record's header".into()));
         };
         let body = at + 8;
         let record = bytes.get(body..body + length as usize);
-        let record =
-            record.ok_or_else(|| Damage::At(at, format!("it ends in a record of {length} bytes")))?;
+        let record = record.ok_or_else(|| Damage(at, format!("it ends in a record of {length} bytes")))?;
         let found = crc32fast::hash(record);
         if found != expected {
-            return Err(Damage::At(at, format!("checksum {found:#010x}, expected {expected:#010x}")));
+            return Err(Damage(at, format!("checksum {found:#010x}, expected {expected:#010x}")));
         }
-        summaries.push(rmp_serde::from_slice(record).map_err(|error| Damage::At(at, error.to_string()))?);
+        summaries.push(rmp_serde::from_slice(record).map_err(|error| Damage(at, error.to_string()))?);
         at = body + length as usize;
     }
     Ok(summaries)

@@ -195,7 +195,12 @@ impl StoreFile {
     /// [`Error::FormatVersion`] for another version, [`Error::StoreFile`] for anything that is not a store file.
     pub fn read(dir: &dyn Dir) -> Result<(Self, bool), Error> {
         let path = format!("{STORE_DIR}/{STORE_FILE}");
-        let file = dir.open_file(OsStr::new(STORE_FILE), Access::Read).doing("open", &path)?;
+        let file = match dir.open_file(OsStr::new(STORE_FILE), Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::StoreFile { reason: "it is missing".into() });
+            }
+            result => result.doing("open", &path)?,
+        };
         let bytes = match file.read_all(STORE_FILE_BYTES_MAX) {
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
                 return Err(Error::StoreFile {

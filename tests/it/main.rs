@@ -13,6 +13,7 @@ mod faults;
 mod foreign_dirs;
 mod found_reading;
 mod full_disk;
+mod fuzz_corpus;
 mod golden;
 mod kills;
 mod large;

@@ -110,8 +110,11 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
         let Some(id) = entry.name.to_str().and_then(SegmentId::from_file_name) else { continue };
         match Segment::open(dir, log, id, access)? {
             Opened::Unfinished => unfinished.push(id),
-            Opened::Segment(segment) if segment.header.state == State::Free => free.push(segment),
-            Opened::Segment(segment) => active.push(segment),
+            Opened::Segment(segment) => {
+                check_header_is_newest(&segment)?;
+                let is_free = segment.header.state == State::Free;
+                if is_free { free.push(segment) } else { active.push(segment) }
+            }
         }
     }
     active.sort_by_key(|segment| segment.header.epoch);
@@ -205,6 +208,28 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
         scan.stretches.push(Stretch { segment, map, end, last_lsn: end_lsn, is_void: false });
     }
     Ok(scan)
+}
+
+/// Refuses a header that stands before the first frame of a later use: that use's header was durable before its frames
+/// were written, so storage has lost it, and shows an older one.
+fn check_header_is_newest(segment: &Segment) -> Result<(), Error> {
+    let header = &segment.header;
+    let mut bytes = [0; FRAME_HEADER_BYTES];
+    segment.file.read_exact_at(&mut bytes, HEADER_AREA_BYTES).doing("read", header.segment)?;
+    let Some(first) = FrameHeader::decode(&bytes).filter(|first| first.epoch > header.epoch) else {
+        return Ok(());
+    };
+    let mut later = Walk::new(&*segment.file, &Header { epoch: first.epoch, ..*header }, None);
+    if later.frame_at(HEADER_AREA_BYTES, None)?.is_none() {
+        return Ok(());
+    }
+    Err(Error::Corrupt {
+        segment: header.segment,
+        offset: 0,
+        lsn: first.lsn,
+        found: format!("the header of epoch {}", header.epoch),
+        expected: format!("that of epoch {}, whose frames follow it", first.epoch),
+    })
 }
 
 /// Reads one segment frame by frame, in pieces that are copied out: what is not accepted yet may be being written.

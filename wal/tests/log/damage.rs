@@ -98,6 +98,46 @@ fn damage_in_the_last_batch_ends_the_log_there() {
     }
 }
 
+/// Goal: a header that storage lost is missed, though the one before it is whole. Method: a segment in its second use gets
+/// each header back that it had before; with no frame under the new one, nothing is lost.
+#[test]
+fn an_older_header_over_newer_frames_is_refused() {
+    let sim = machine();
+    let mut log = create(&sim);
+    let header = |id| sim.read_file(segment(id)).unwrap()[..512].to_vec();
+    let put = |id, header: &[u8]| {
+        open_segment(&*dir(&sim), id).write_at(&[IoSlice::new(header)], 0).unwrap();
+    };
+    add_spare(&mut log);
+    let unused = header(1);
+    append_synced(&mut log, &[b"in the first"]);
+    log.rotate().unwrap();
+    let new = header(1);
+    put(1, &unused);
+    assert_eq!(payloads(&scan(&sim).unwrap()).len(), 1);
+    put(1, &new);
+    append_synced(&mut log, &[b"in the second"]);
+    put(1, &unused);
+    assert_eq!(corrupt_at(scan(&sim)), (SegmentId(1), 0));
+    put(1, &new);
+    // Settled up to here: the first is used again, from its beginning.
+    let first = header(0);
+    assert_eq!(log.retire(log.next_lsn()).unwrap(), 1);
+    let freed = header(0);
+    log.rotate().unwrap();
+    append_synced(&mut log, &[b"in the third"]);
+    assert_eq!(log.retire(log.next_lsn()).unwrap(), 1);
+    log.rotate().unwrap();
+    append_synced(&mut log, &[b"in the first again"]);
+    let (again, end) = (header(0), log.next_lsn());
+    for older in [first, freed] {
+        put(0, &older);
+        assert_eq!(corrupt_at(scan(&sim)), (SegmentId(0), 0));
+    }
+    put(0, &again);
+    assert_eq!(scan(&sim).unwrap().end_lsn().next(), end);
+}
+
 /// Goal: a file that has become shorter is refused, never read as a shorter log. Method: every length, in a log of one
 /// active segment and in the last of two. Nothing but the file itself says that it was ever used, so one of no length
 /// looks like one whose creation was cut short; that much is promised only while another one proves more.
