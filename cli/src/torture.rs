@@ -21,7 +21,7 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::answer::{Failure, json, print};
+use crate::answer::{Failure, complain, json, print};
 use crate::arguments::Common;
 use crate::color::Style;
 use crate::path::JsonPath;
@@ -92,24 +92,25 @@ pub(crate) fn torture(
     let progress = Progress::unless(common.json, "beginning");
     let started = Instant::now();
     let mut rounds = Rounds::new(&mut place, stop.clone());
-    let ended = rounds.run(time, &progress, !common.json);
+    let ended = rounds.run(time, &progress, !common.json && !progress.is_shown());
     drop(progress);
     let Rounds { figures, checker, .. } = rounds;
     let has_shown = figures.kills > 0 && figures.acknowledged > 0;
     let mut found = Found::new(&place, figures, &checker, started.elapsed());
     found.stopped = stop.load(Ordering::Relaxed);
     found.conclude(ended, has_shown, &mut place)?;
-    if is_kept || !found.ok {
-        found.kept = Some(JsonPath::from(place.dir.as_path()));
-    } else {
-        place.remove()?;
+    let dir = JsonPath::from(place.dir.as_path());
+    let removed = if is_kept || !found.ok { None } else { Some(place.remove()) };
+    found.kept = (!matches!(removed, Some(Ok(())))).then_some(dir);
+    if let Some(Err(failure)) = removed.filter(|_| !common.json) {
+        complain(&failure.message);
     }
     found.tell(common)
 }
 
 /// Runs `atomtree torture --check`.
 pub(crate) fn check_left(common: &Common) -> Result<u8, Failure> {
-    let (mut place, acknowledged) = Place::open(common)?;
+    let (mut place, acknowledged) = Place::open(&common.root)?;
     let progress = Progress::unless(common.json, "recovering and checking");
     let started = Instant::now();
     let mut checker = Checker::new(place.workload, place.compares_modes);

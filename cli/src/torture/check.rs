@@ -372,3 +372,33 @@ pub(super) fn check_beside(root: &Path, pid: u32) -> Result<(), Stop> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: whatever a power cut leaves of a line of the log claims no more than was acknowledged. Method: every prefix.
+    #[test]
+    fn a_torn_line_claims_less() {
+        let standing = Standing { workers: [7, 0, 312, 4, 5, 6, 70_000, 8], shared: 123 };
+        let spelled = standing.spelled();
+        assert_eq!(Standing::of_spelled(&spelled), standing);
+        for end in 0..spelled.len() {
+            let mut raised = standing.clone();
+            raised.raise(&Standing::of_spelled(&spelled[..end]));
+            assert_eq!(raised, standing, "{}", &spelled[..end]);
+        }
+    }
+
+    #[test]
+    fn why_a_writer_stops_passes_through_its_line() {
+        let failed = Failure::new(ErrorKind::NoSpace, "a\nb c");
+        let line = Stop::from(failed).line();
+        assert_eq!(line, "failed no_space a b c");
+        let Some(Stop::Failed(read)) = Stop::of_line(&line) else { panic!("{line}") };
+        assert_eq!((read.kind, read.message.as_str()), (ErrorKind::NoSpace, "a b c"));
+        let conflict = Stop::from(Failure::new(ErrorKind::Conflict, "x")).line();
+        assert!(matches!(Stop::of_line(&conflict), Some(Stop::Broken(what)) if what.ends_with(": x")));
+        assert!(Stop::of_line("ack 1 2").is_none() && Stop::of_line("failed x y").is_none());
+    }
+}

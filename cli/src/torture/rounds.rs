@@ -121,7 +121,7 @@ impl<'a> Rounds<'a> {
 
     fn check(&mut self, tree: &Path, acknowledged: &Standing) -> Result<Standing, Stop> {
         let standing = caught(|| self.checker.check(tree, acknowledged))?;
-        self.place.say_acknowledged(&format!("check {} is fine", self.checker.checks), &standing)?;
+        self.place.say_checked(&format!("check {} is fine", self.checker.checks), &standing)?;
         Ok(standing)
     }
 
@@ -165,7 +165,7 @@ impl<'a> Rounds<'a> {
             ignores_modes: !self.place.compares_modes,
         };
         let is_looked_at = random.below(8) == 0;
-        let writer = Writer::start(tree, &how)?;
+        let mut writer = Writer::start(tree, &how)?;
         let started = Instant::now();
         let mut said = Said::default();
         let until = match kill {
@@ -183,11 +183,10 @@ impl<'a> Rounds<'a> {
                 let opened = writer.listen(&mut said, &self.stop, |said| said.is_open);
                 self.opening = started.elapsed();
                 thread::sleep(after);
-                if is_looked_at && said.is_open {
-                    opened.and_then(|()| check_beside(tree, writer.child.id()))
-                } else {
-                    opened
-                }
+                let looked =
+                    if is_looked_at && said.is_open { check_beside(tree, writer.child.id()) } else { Ok(()) };
+                // One that has ended has the store open no more, and is asked below why.
+                opened.and(if writer.has_ended() { Ok(()) } else { looked })
             }
         };
         let status = writer.kill(&mut said)?;
@@ -261,6 +260,10 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Kills it, unless it has ended by itself.
