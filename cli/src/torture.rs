@@ -100,7 +100,7 @@ pub(crate) fn torture(
     found.stopped = stop.load(Ordering::Relaxed);
     found.conclude(ended, has_shown, &mut place)?;
     let dir = JsonPath::from(place.dir.as_path());
-    let removed = if is_kept || !found.ok { None } else { Some(place.remove()) };
+    let removed = if is_kept || found.verdict == Verdict::Broken { None } else { Some(place.remove()) };
     found.kept = (!matches!(removed, Some(Ok(())))).then_some(dir);
     if let Some(Err(failure)) = removed.filter(|_| !common.json) {
         complain(&failure.message);

@@ -34,6 +34,8 @@ const COMMITTING_MAX_US: u64 = 300_000;
 const UNCHECKED_MAX: u32 = 4;
 /// How often a line says how far it is where nobody watches.
 const TOLD: Duration = Duration::from_mins(1);
+/// How much longer it takes where nothing was acknowledged yet, because then nothing would be shown.
+const GRACE: Duration = Duration::from_secs(30);
 /// What random numbers are for, besides the workers.
 const KILLS: u64 = 1 << 32;
 
@@ -89,7 +91,11 @@ impl<'a> Rounds<'a> {
         let mut told = started;
         let mut acknowledged = Standing::default();
         let mut unchecked = 0;
-        while started.elapsed() < time && !self.stop.load(Ordering::Relaxed) {
+        let is_over = |figures: &Figures| {
+            let most = if figures.acknowledged > 0 { time } else { time + GRACE };
+            started.elapsed() >= most
+        };
+        while !is_over(&self.figures) && !self.stop.load(Ordering::Relaxed) {
             self.figures.rounds += 1;
             let mut random = Random::new(self.place.workload.seed, KILLS, self.figures.rounds);
             if self.figures.rounds % 8 == 3 {

@@ -116,9 +116,14 @@ impl Running {
         let mut command = torture(&root, &["--minutes", "5"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let running = Self { child, root };
-        // Until the first check is done.
+        // Until something that was acknowledged has survived a kill.
+        let is_acknowledged = |line: &&str| {
+            let counts = line.split("; acknowledged ").nth(1).unwrap_or_default();
+            line.starts_with("round ") && counts.split('=').skip(1).any(|count| !count.starts_with('0'))
+        };
         wait_until(|| {
-            fs::read_to_string(running.root.join("torture.log")).is_ok_and(|log| log.contains("is fine"))
+            let log = fs::read_to_string(running.root.join("torture.log")).unwrap_or_default();
+            log.lines().skip_while(|line| !is_acknowledged(line)).any(|line| line.contains("is fine"))
         });
         running
     }
