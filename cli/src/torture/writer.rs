@@ -1,8 +1,7 @@
 //! The process that is tortured: some workers commit, each on a thread of its own, as fast as they can.
 //!
 //! It says a line for each thing that it acknowledges, after it was acknowledged, in one write, so that no line is torn.
-//! It ends when nobody listens, so it doesn't outlive the command; one that is stopped gets a hangup from the kernel,
-//! because it leads a process group of its own.
+//! It ends when nobody listens, so it doesn't outlive the command.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

@@ -29,13 +29,13 @@ fn tortured(root: &Path, arguments: &[&str]) -> (Value, Ran) {
 #[test]
 fn a_short_run_finds_nothing_wrong_and_leaves_nothing() {
     let tree = Tree::new();
-    let (found, ran) = tortured(&tree.path("made/for/it"), &["--minutes", "0.04", "--seed", "5"]);
+    let (found, ran) = tortured(&tree.path("made/for/it"), &["--minutes", "0.03", "--seed", "5"]);
     assert_eq!(ran.status, 0, "{ran:?}");
     assert!(ran.out.starts_with(r#"{"ok":true,"verdict":"fine","stopped":false,"rounds":"#), "{ran:?}");
     for key in ["rounds", "kills", "kills_creating", "commits", "acknowledged", "redone", "checked"] {
         assert!(found[key].as_u64().is_some_and(|count| count > 0), "{key}: {ran:?}");
     }
-    assert!(found["seconds"].as_f64().is_some_and(|seconds| (2.4..30.0).contains(&seconds)), "{ran:?}");
+    assert!(found["seconds"].as_f64().is_some_and(|seconds| (1.8..60.0).contains(&seconds)), "{ran:?}");
     assert_eq!((&found["seed"], &found["not_shown"]), (&5.into(), &"power cuts".into()), "{ran:?}");
     assert!(found["file_system"].is_string() && found.get("kept").is_none(), "{ran:?}");
     assert_eq!(fs::read_dir(tree.path("made/for")).unwrap().count(), 0);
@@ -43,7 +43,7 @@ fn a_short_run_finds_nothing_wrong_and_leaves_nothing() {
     // An empty directory is taken, and given back empty; people are told what will be done, and what was shown.
     fs::create_dir(tree.path("empty")).unwrap();
     let mut command = Command::new(program());
-    command.arg("torture").arg("--root").arg(tree.path("empty")).args(["--minutes", "0.02"]);
+    command.arg("torture").arg("--root").arg(tree.path("empty")).args(["--minutes", "0.01"]);
     let ran = run(command, b"");
     assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{ran:?}");
     assert!(ran.out.contains(" free, of which up to 128 MiB are used; seed "), "{ran:?}");
@@ -61,7 +61,7 @@ fn it_runs_on_a_file_system_of_its_own() {
         }
     };
     let root = volume.path().join("torture");
-    let (found, ran) = tortured(&root, &["--minutes", "0.04", "--keep"]);
+    let (found, ran) = tortured(&root, &["--minutes", "0.03", "--keep"]);
     assert_eq!((ran.status, &found["file_system"]), (0, &"ext4".into()), "{ran:?}");
     assert!(found.get("warning").is_none() && found["kept"] == root.to_str().unwrap(), "{ran:?}");
     let (checked, ran) = tortured(&root, &["--check"]);
@@ -207,8 +207,15 @@ fn a_tree_that_changes_meanwhile_is_a_broken_promise() {
 fn whatever_is_changed_in_a_tree_is_found() {
     let tree = Tree::new();
     let kept = tree.path("kept");
-    let (_, ran) = tortured(&kept, &["--minutes", "0.04", "--keep"]);
-    assert_eq!(ran.status, 0, "{ran:?}");
+    // On a machine that does much else a short run may not come to what is changed below.
+    for minutes in ["0.03", "0.1", "0.3", "1"] {
+        let (_, ran) = tortured(&kept, &["--minutes", minutes, "--keep"]);
+        assert_eq!(ran.status, 0, "{ran:?}");
+        if kept.join("tree/w7").exists() && kept.join("tree/shared").exists() {
+            break;
+        }
+        fs::remove_dir_all(&kept).unwrap();
+    }
     let largest = |dir: &Path| largest_file_below(dir).1;
     let harms: [(&str, &dyn Fn(&Path), &str); 14] = [
         ("nothing", &|_| {}, ""),
