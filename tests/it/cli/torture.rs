@@ -67,6 +67,27 @@ fn it_runs_on_a_file_system_of_its_own() {
     let (checked, ran) = tortured(&root, &["--check"]);
     assert_eq!((ran.status, &checked["checked"]), (0, &1.into()), "{ran:?}");
     assert_eq!(checked["commits"], found["commits"].as_u64().unwrap() + 1, "{ran:?}");
+
+    // What it does not do itself: the power goes while it runs.
+    let running = Running::start(volume.path().join("cut"));
+    let root = running.root.clone();
+    let cut = volume.cut_power();
+    if let Err(reason) = &cut {
+        println!("skipped: a power cut while torture runs: {reason}");
+        running.signal("-KILL");
+    }
+    let (failed, output) = running.end();
+    if cut.is_ok() {
+        // Which call met it first decides on the error.
+        let error = (output.status.code(), failed["error"].as_str().unwrap_or_default());
+        let errors = [(1, "io"), (4, "poisoned"), (5, "committed_not_applied"), (6, "outcome_unknown")];
+        assert!(errors.iter().any(|(status, code)| error == (Some(*status), *code)), "{output:?}");
+        let told = failed["message"].as_str().unwrap_or_default();
+        assert!(told.contains("nothing is shown, and everything is kept in "), "{told}");
+        volume.mount_again().unwrap();
+        let (checked, ran) = tortured(&root, &["--check"]);
+        assert_eq!((ran.status, &checked["verdict"]), (0, &"fine".into()), "{ran:?}");
+    }
     drop(volume);
 
     let small = Volume::create(Kind::Ext4, 0, false).expect("a larger one could be had");
@@ -111,8 +132,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(tree: &Tree) -> Self {
-        let root = tree.path("torture");
+    fn start(root: PathBuf) -> Self {
         let mut command = torture(&root, &["--minutes", "5"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let running = Self { child, root };
@@ -163,7 +183,7 @@ fn has_writer(root: &Path) -> bool {
 #[test]
 fn it_ends_when_it_is_told_to_and_takes_its_writers_along() {
     let tree = Tree::new();
-    let running = Running::start(&tree);
+    let running = Running::start(tree.path("torture"));
     running.signal("-INT");
     let root = running.root.clone();
     let (found, output) = running.end();
@@ -172,7 +192,7 @@ fn it_ends_when_it_is_told_to_and_takes_its_writers_along() {
     assert!(found["checked"].as_u64().is_some_and(|checked| checked > 1), "{output:?}");
     assert!(!root.exists() && !has_writer(&root));
 
-    let running = Running::start(&tree);
+    let running = Running::start(tree.path("torture"));
     wait_until(|| has_writer(&root));
     running.signal("-KILL");
     running.end();
@@ -187,7 +207,7 @@ fn it_ends_when_it_is_told_to_and_takes_its_writers_along() {
 #[test]
 fn a_tree_that_changes_meanwhile_is_a_broken_promise() {
     let tree = Tree::new();
-    let running = Running::start(&tree);
+    let running = Running::start(tree.path("torture"));
     let root = running.root.clone();
     wait_until(|| fs::write(root.join("tree/w0/stranger"), "x").is_ok());
     let (found, output) = running.end();
