@@ -98,7 +98,7 @@ impl<'a> Rounds<'a> {
         while !is_over(&self.figures) && !self.stop.load(Ordering::Relaxed) {
             self.figures.rounds += 1;
             let mut random = Random::new(self.place.workload.seed, KILLS, self.figures.rounds);
-            if self.figures.rounds % 8 == 3 {
+            if self.figures.rounds % 8 == 1 {
                 self.kill_creating(&mut random)?;
             }
             let tree = self.place.tree();
