@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use atomtree::Options;
 use clap::parser::ValueSource;
@@ -16,6 +17,7 @@ use clap_complete::Shell;
 use crate::answer::Failure;
 use crate::color;
 use crate::store_flags::StoreFlags;
+use crate::torture::writer::How;
 
 /// Changes many ordinary files atomically and durably.
 ///
@@ -30,8 +32,8 @@ pub(crate) struct Arguments {
 }
 
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 refused or failed, nothing changed; 2 misuse of the command line; \
-    3 locked by another process; 4 corrupt or poisoned; 5 committed but not applied; 6 outcome unknown. `batch` exits \
-    with the highest of its answers.";
+    3 locked by another process; 4 corrupt or poisoned; 5 committed but not applied; 6 outcome unknown; 7 `torture` \
+    has found a broken promise. `batch` exits with the highest of its answers.";
 
 /// What every command takes.
 #[derive(Args)]
@@ -39,6 +41,9 @@ pub(crate) struct Common {
     /// The directory whose files are changed; the store is its `.atomtree`
     #[arg(long, value_name = "DIR", default_value = ".", global = true)]
     pub(crate) root: PathBuf,
+    /// Whether it was named.
+    #[arg(skip)]
+    pub(crate) is_root_given: bool,
     /// Print JSON, errors included
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -114,6 +119,29 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", default_value = "20")]
         rounds: u32,
     },
+    /// Kill writers again and again on your own disk, and check that no promise is broken
+    ///
+    /// Several threads do everything that transactions can do in a directory of their own, and are killed at random
+    /// instants: while they commit, while they recover, and while they make a store. After that everything that was
+    /// acknowledged must be there, every transaction whole or absent, and nothing else. The directory is --root, which
+    /// must be empty or is made; without --root one is made in the current directory. What was made is removed when all
+    /// is well, also after Ctrl-C, and kept for a report when a promise is broken. It takes up to 128 MiB.
+    ///
+    /// The power is not cut. To test that, cut it while this runs, and look at the same directory with --check.
+    Torture {
+        /// How long; 0.5 is half a minute
+        #[arg(long, value_name = "N", default_value = "1", value_parser = minutes)]
+        minutes: Duration,
+        /// What the transactions are; a random number by default, which is printed
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
+        /// Leave everything in place at the end
+        #[arg(long)]
+        keep: bool,
+        /// Only recover and check what an earlier run has left in --root, because of --keep or of a power cut
+        #[arg(long, conflicts_with_all = ["minutes", "seed", "keep"])]
+        check: bool,
+    },
     /// Print what makes a shell complete this command line
     Completions {
         /// The shell
@@ -129,6 +157,18 @@ pub(crate) enum Command {
     /// The writer that the demo kills.
     #[command(hide = true)]
     DemoWriter,
+    /// The writer that `torture` kills.
+    #[command(hide = true)]
+    TortureWriter(How),
+}
+
+/// A span of time in minutes, from a hundredth of a second to a year.
+fn minutes(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map_err(|error| error.to_string())? * 60.0;
+    if (0.01..=31_536_000.0).contains(&seconds) {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err("it must be more than nothing, and no more than a year".to_owned())
 }
 
 /// What documents mean unless they say otherwise.
@@ -194,7 +234,9 @@ impl Arguments {
             let message = "the argument '--all <DIR>...' cannot be used with '--root <DIR>'";
             command.error(clap::error::ErrorKind::ArgumentConflict, message).exit();
         }
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+        let mut arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        arguments.common.is_root_given = has_root;
+        arguments
     }
 }
 

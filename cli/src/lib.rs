@@ -21,6 +21,7 @@ mod stats;
 mod store_flags;
 mod table;
 mod text;
+mod torture;
 mod upkeep;
 
 use std::process::ExitCode;
@@ -46,9 +47,17 @@ pub fn run() -> ExitCode {
         Command::Recover { all, store } => recover_all::recover_all(&common, &store, &all),
         Command::Checkpoint { store } => upkeep::checkpoint(&common, &store),
         Command::Demo { dir, rounds } => demo::demo(&common, dir.as_deref(), rounds),
+        Command::Torture { minutes: time, seed, keep, check } => {
+            if check {
+                torture::check_left(&common)
+            } else {
+                torture::torture(&common, time, seed, keep)
+            }
+        }
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::man(dir.as_deref()),
         Command::DemoWriter => demo::writer::write(&common),
+        Command::TortureWriter(how) => Ok(torture::writer::write(&common, &how)),
     };
     let status = result.unwrap_or_else(|failure| answer::report(&common, &failure));
     ExitCode::from(status)

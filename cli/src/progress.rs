@@ -47,6 +47,11 @@ impl Progress {
         Self(Some(Shown { what, stop: Some(stop), thread }))
     }
 
+    /// Whether somebody may see it.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Says what is done from now on.
     pub(crate) fn say(&self, what: impl Display) {
         if let Some(shown) = &self.0 {

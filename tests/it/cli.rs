@@ -1,7 +1,7 @@
 //! The `atomtree` program as scripts and agents meet it: real processes, real files, and what they print to the byte.
 //!
 //! This file drives the program. The modules below it freeze every shape of its answers, ask what errors, streams and
-//! hostile documents do to it, what terminals are shown, and whether the demo holds.
+//! hostile documents do to it, what terminals are shown, and whether the demo and the torture hold.
 
 mod batch;
 mod demo;
@@ -9,6 +9,7 @@ mod errors;
 mod hostile;
 mod shapes;
 mod terminal;
+mod torture;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;

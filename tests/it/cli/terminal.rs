@@ -88,6 +88,14 @@ fn progress_is_shown_on_terminals_after_a_second() {
         format!("(sleep 1.6; echo '{WRITE}'; sleep 0.2) | script -qec '\"$PROGRAM\" apply -' /dev/null");
     let ran = on_a_terminal(&tree, &typed, &[]).unwrap();
     assert!(ran.out.contains("transaction 4: 1 name changed in ") && !ran.out.contains(ESCAPE), "{ran:?}");
+    // Torture works in the current directory if none is named, and leaves nothing there.
+    let ran = on_a_terminal(&tree, "\"$PROGRAM\" torture --minutes 0.05", &[]).unwrap();
+    assert!(ran.status == 0 && ran.out.contains(" ... 1 s\x1b[K"), "{ran:?}");
+    assert!(ran.out.contains("/atomtree-torture-") && ran.out.contains("Fine: "), "{ran:?}");
+    let is_left = |entry: std::io::Result<fs::DirEntry>| {
+        entry.unwrap().file_name().to_string_lossy().starts_with("atomtree-torture-")
+    };
+    assert!(!fs::read_dir(tree.dir.path()).unwrap().any(is_left));
     // In a pipe there is none.
     let started = Instant::now();
     let mut command = Command::new("sh");
@@ -109,7 +117,9 @@ fn completions_know_every_command_and_nothing_hidden() {
         for word in ["segment-bytes", "allow-remote", "hard-links"] {
             assert!(ran.out.contains(word), "{shell} does not know {word}");
         }
-        assert!(!ran.out.contains("demo-writer"), "{shell} offers what is hidden");
+        for hidden in ["demo-writer", "torture-writer"] {
+            assert!(!ran.out.contains(hidden), "{shell} offers {hidden}");
+        }
     }
     assert_eq!(tree.run(&["completions", "cobol"]).status, 2);
     // Bash reads it without complaint.
