@@ -60,7 +60,7 @@ impl<T> Running<T> {
 
 /// Runs what may block, within a time.
 #[track_caller]
-fn within<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn within<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
     start(run).end()
 }
 
@@ -245,7 +245,7 @@ impl Wake for Unpark {
 
 /// A whole runtime, of `std` only.
 #[track_caller]
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut future = pin!(future);
     let start = Instant::now();
