@@ -122,8 +122,15 @@ impl Machine {
     fn cut(&self) -> Sim {
         static KEEPS_NOTHING: LazyLock<u64> = LazyLock::new(|| {
             let sim = Sim::new(0);
-            (0..64).for_each(|n| sim.write_file_unsynced(format!("/{n}"), b"new"));
-            (0..).find(|seed| sim.power_cut(*seed).tree("/").is_empty()).unwrap()
+            let old: Vec<String> = (0..32).map(|n| format!("/old-{n}")).collect();
+            old.iter().for_each(|path| sim.write_file(path, b"old"));
+            old.iter().for_each(|path| sim.write_file_unsynced(path, b"new"));
+            (0..32).for_each(|n| sim.write_file_unsynced(format!("/new-{n}"), b"new"));
+            let is_lost = |cut: &Sim| {
+                cut.tree("/").len() == old.len()
+                    && old.iter().all(|path| cut.read_file(path).is_some_and(|content| content == b"old"))
+            };
+            (0..).find(|seed| is_lost(&sim.power_cut(*seed))).unwrap()
         });
         self.sim.power_cut(*KEEPS_NOTHING)
     }
@@ -154,6 +161,10 @@ struct LogSyncs {
 
 impl LogSyncs {
     fn note(&self, call: &Call) {
+        // Whether a name is put in place before or behind a checkpoint's sync makes a difference.
+        if [Verb::SyncFilesystem, Verb::Rename].contains(&call.verb) {
+            self.middle.fetch_add(1, SeqCst);
+        }
         if !call.name.as_ref().is_some_and(|name| name.as_encoded_bytes().ends_with(b".seg")) {
             return;
         }

@@ -125,16 +125,15 @@ fn background() {
     });
 }
 
-/// The background thread hears of what can't wait, though it sleeps until a time that never comes. Method: a content
-/// that went by reference, and a wait that only the thread can end.
-///
-/// Bound: 3 preemptions.
-#[test]
-fn urgent() {
+/// Commits to a store with a background thread, and waits until that makes a checkpoint, for which nobody asks.
+fn wait_for_the_background(name: &str, set: impl Fn(Options) -> Options + Send + Sync + 'static) {
     let begin = prepared(|_| ());
-    explore("urgent checkpoint", Some(3), move |settled_later| {
+    explore(name, Some(3), move |settled_later| {
         let machine = Machine::new(&begin);
-        let store = machine.open(|options| options.checkpoints(Checkpoints::Background).inline_bytes_max(0));
+        let store = set(options(Arc::new(machine.faults.clone())))
+            .checkpoints(Checkpoints::Background)
+            .open(ROOT)
+            .unwrap();
         let settling = Arc::new((sync::Mutex::new(false), sync::Condvar::new()));
         let news = Arc::clone(&settling);
         // Nothing else syncs the whole file system.
@@ -145,7 +144,7 @@ fn urgent() {
             }
             None
         }));
-        commit(&store, "new", b"by reference").unwrap();
+        commit(&store, "new", b"new").unwrap();
         let mut is_settling = settling.0.lock();
         settled_later.fetch_add(usize::from(!*is_settling), Relaxed);
         while !*is_settling {
@@ -154,6 +153,22 @@ fn urgent() {
         drop(is_settling);
         store.close().unwrap();
     });
+}
+
+/// The background thread hears of what can't wait, a content by reference, though it sleeps until a time that never comes.
+///
+/// Bound: 3 preemptions.
+#[test]
+fn urgent() {
+    wait_for_the_background("urgent checkpoint", |options| options.inline_bytes_max(0));
+}
+
+/// The background thread, with nothing to wait for, hears of the first commit.
+///
+/// Bound: 3 preemptions.
+#[test]
+fn due() {
+    wait_for_the_background("due checkpoint", |options| options.settle_after(std::time::Duration::ZERO));
 }
 
 /// The background thread of a poisoned store ends, though nobody stops it.

@@ -1,6 +1,7 @@
 //! Closing: it ends, whatever the others are doing, and what was acknowledged is there without a recovery.
 
 use super::*;
+use crate::Inspection;
 
 /// A close during a commit's sync waits for it. A commit that comes later is refused and leaves nothing.
 ///
@@ -17,12 +18,21 @@ fn close_during_a_sync() {
         };
         let is_within = machine.syncs.meet();
         store.close().unwrap();
-        let at_close = machine.sim.kill();
+        let at_close = machine.cut();
         let outcome = committer.join().unwrap();
         let (found, report) = recovered(&at_close);
-        assert_eq!(report, Report::default(), "a closed store has nothing to recover");
+        assert_eq!(
+            report,
+            Report::default(),
+            "a closed store has nothing to recover, not even after a power cut"
+        );
         match outcome {
-            Ok(_) => assert_eq!(read(&found, "new").unwrap(), b"new"),
+            Ok(receipt) => {
+                assert_eq!(read(&found, "new").unwrap(), b"new");
+                let inspection = Inspection::open(ROOT, &options(Arc::new(found))).unwrap();
+                let history = inspection.log(10).unwrap();
+                assert!(history.iter().any(|past| past.tx == receipt.tx()), "it was not settled");
+            }
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
                 assert_eq!(read(&machine.sim, "new"), None);
@@ -73,7 +83,7 @@ fn two_closes() {
         store.close().unwrap();
         closer.join().unwrap().unwrap();
         let is_committed = committer.join().unwrap().is_ok();
-        let (found, report) = recovered(&machine.sim);
+        let (found, report) = recovered(&machine.cut());
         assert_eq!(report, Report::default());
         assert_eq!(read(&found, "new").is_some(), is_committed);
         refused.fetch_add(usize::from(!is_committed), Relaxed);
@@ -97,7 +107,7 @@ fn close_beside_submits() {
         let is_within = machine.syncs.meet();
         store.close().unwrap();
         let tickets = submitter.join().unwrap();
-        let (found, report) = recovered(&machine.sim);
+        let (found, report) = recovered(&machine.cut());
         assert_eq!(report, Report::default());
         let is_taken = tickets.map(|ticket| match ticket {
             Ok(ticket) => {
@@ -133,7 +143,7 @@ fn last_handle() {
         let is_within = machine.syncs.meet();
         drop(store);
         committer.join().unwrap();
-        let (found, report) = recovered(&machine.sim);
+        let (found, report) = recovered(&machine.cut());
         assert_eq!(report, Report::default());
         assert_eq!(read(&found, "new").unwrap(), b"new");
         dropped_within_a_sync.fetch_add(usize::from(is_within), Relaxed);
