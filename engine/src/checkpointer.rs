@@ -2,7 +2,6 @@
 //! since it is short: make the tree durable, write the manifest, say so in the log, and only then clear up.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use atomtree_recovery::Doing;
@@ -13,6 +12,7 @@ use atomtree_recovery::manifest::{self, Summary};
 use atomtree_recovery::plan::{Change, Checkpoint, TransactionId};
 use atomtree_recovery::sweep::discard_original;
 use atomtree_wal::Lsn;
+use atomtree_wal::sync::{self, Thread, now};
 
 use crate::error::{Error, ErrorKind};
 use crate::store::{CommitState, Engine};
@@ -58,7 +58,7 @@ impl Engine {
             transactions.iter().flat_map(|transaction| &transaction.changes).any(is_urgent);
         // Otherwise the checkpointer knows already when to wake; waking it at each commit would cost each a switch.
         let is_news = unsettled.is_urgent || unsettled.since.is_none();
-        unsettled.since.get_or_insert_with(Instant::now);
+        unsettled.since.get_or_insert_with(now);
         unsettled.transactions.append(&mut transactions);
         if is_news {
             self.wake.notify_all();
@@ -150,20 +150,20 @@ impl Engine {
             (unsettled.since, unsettled.is_urgent) = (None, false);
             std::mem::take(&mut unsettled.transactions)
         };
-        let start = Instant::now();
+        let start = now();
         let result = if transactions.is_empty() && !even_if_empty {
             Ok(Progress::Settled)
         } else {
             self.settle_these(&transactions, held)
         };
         let mut unsettled = self.unsettled.lock();
-        unsettled.last_duration = start.elapsed();
-        unsettled.last_end = Some(Instant::now());
+        unsettled.last_duration = now() - start;
+        unsettled.last_end = Some(now());
         match result {
             Ok(Progress::Settled) => Ok(()),
             Ok(Progress::PutOff(error)) => {
                 unsettled.transactions.splice(0..0, transactions);
-                unsettled.since.get_or_insert_with(Instant::now);
+                unsettled.since.get_or_insert_with(now);
                 // Whoever tried may not have been the checkpointer, which has to come back to it.
                 self.wake.notify_all();
                 Err(error)
@@ -337,9 +337,9 @@ fn close_settled_log(commits: &mut CommitState) -> Result<(), Error> {
 }
 
 /// Starts the thread.
-pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Thread<()>> {
     let engine = engine.clone();
-    thread::Builder::new().name("atomtree-checkpointer".into()).spawn(move || run(&engine))
+    sync::spawn("atomtree-checkpointer", move || run(&engine))
 }
 
 fn run(engine: &Engine) {
@@ -355,17 +355,15 @@ fn run(engine: &Engine) {
             let _ = engine.add_spare();
             continue;
         }
-        let due = due_at(engine, &unsettled);
-        match due {
-            Some(due) if due <= Instant::now() => {
+        let now = now();
+        match due_at(engine, &unsettled) {
+            Some(due) if due <= now => {
                 drop(unsettled);
                 // A failure has poisoned the store, which is how committers learn of it.
                 let _ = engine.checkpoint();
             }
-            Some(due) => {
-                engine.wake.wait_until(&mut unsettled, due);
-            }
-            None => engine.wake.wait(&mut unsettled),
+            Some(due) => drop(engine.wake.wait_timeout(unsettled, due - now)),
+            None => drop(engine.wake.wait(unsettled)),
         }
     }
 }
@@ -373,7 +371,7 @@ fn run(engine: &Engine) {
 /// When the next checkpoint is due.
 fn due_at(engine: &Engine, unsettled: &Unsettled) -> Option<Instant> {
     if unsettled.is_urgent {
-        return Some(Instant::now());
+        return Some(now());
     }
     let since = unsettled.since?;
     let pause = unsettled.last_end.map(|end| end + unsettled.last_duration * PAUSE_FACTOR);

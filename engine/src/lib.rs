@@ -69,6 +69,8 @@ mod content;
 mod error;
 mod inspect;
 mod lock;
+#[cfg(all(test, loom))]
+mod models;
 mod options;
 mod stage;
 mod store;

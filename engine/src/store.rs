@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use atomtree_recovery::Doing;
@@ -19,8 +18,8 @@ use atomtree_recovery::sweep::sweep;
 use atomtree_recovery::tree_path::{STORE_DIR, STORE_DIR_NEW};
 use atomtree_recovery::{analyze, apply};
 use atomtree_vfs::{Access, Dir, Lock};
+use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn};
 use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
-use parking_lot::{Condvar, Mutex};
 
 use crate::checkpointer::{self, Unsettled};
 use crate::commit::Outcome;
@@ -41,13 +40,13 @@ const TRANSACT_ATTEMPTS: u32 = 16;
 /// [`ErrorKind::Locked`].
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What clones and transactions share. Dropping the last one closes the store.
 pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
-    checkpointer: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) checkpointer: Mutex<Option<Thread<()>>>,
 }
 
 /// The store's parts.
@@ -64,7 +63,7 @@ pub(crate) struct Engine {
     /// What waits for the thread that commits what was submitted.
     pub(crate) submits: Submits,
     /// Held while a checkpoint is made. Taken before `commits`, never after.
-    pub(crate) checkpoint_turn: Mutex<()>,
+    pub(crate) checkpoint_turn: Turn,
     /// Held while a segment is being added. Taken before `commits`, and never with `checkpoint_turn`.
     pub(crate) spare_turn: Mutex<()>,
     /// Taken after `commits`, for moments only.
@@ -108,6 +107,17 @@ enum Health {
     /// No new ones, while those that came in are being settled.
     Closing,
     Closed,
+}
+
+impl Health {
+    /// Whether commits are taken.
+    fn check(&self) -> Result<(), Error> {
+        match self {
+            Self::Open => Ok(()),
+            Self::Poisoned(reason) => Err(Error::Poisoned { reason: reason.clone() }),
+            Self::Closing | Self::Closed => Err(Error::closed()),
+        }
+    }
 }
 
 impl Store {
@@ -332,7 +342,7 @@ impl Engine {
             }),
             group: GroupCommit::new(),
             submits: Submits::default(),
-            checkpoint_turn: Mutex::new(()),
+            checkpoint_turn: Turn::default(),
             spare_turn: Mutex::new(()),
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),
@@ -355,11 +365,7 @@ impl Engine {
         if self.is_in_fork() {
             return Err(Error::in_fork());
         }
-        match &*self.health.lock() {
-            Health::Open => Ok(()),
-            Health::Poisoned(reason) => Err(Error::Poisoned { reason: reason.clone() }),
-            Health::Closing | Health::Closed => Err(Error::closed()),
-        }
+        self.health.lock().check()
     }
 
     /// Id of the process that opened the store.
@@ -375,10 +381,17 @@ impl Engine {
 
     /// Whether what has been committed can be settled.
     pub(crate) fn check_settling(&self) -> Result<(), Error> {
-        if matches!(*self.health.lock(), Health::Closing) { Ok(()) } else { self.check_health() }
+        if self.is_in_fork() {
+            return Err(Error::in_fork());
+        }
+        // One look: between two of them a close could begin, and would pass for one that is done.
+        match &*self.health.lock() {
+            Health::Closing => Ok(()),
+            health => health.check(),
+        }
     }
 
-    /// Takes no more commits. The first reason stays.
+    /// Takes no more commits. The first reason stays. Not with `unsettled` locked.
     pub(crate) fn poison(&self, reason: &str) {
         let mut health = self.health.lock();
         let is_first = matches!(*health, Health::Open | Health::Closing);
@@ -389,6 +402,8 @@ impl Engine {
         if is_first {
             trace::event!(ERROR, "poisoned", reason = reason);
         }
+        // A checkpointer that has looked before is waiting when its lock is free, and not about to.
+        drop(self.unsettled.lock());
         self.wake.notify_all();
     }
 

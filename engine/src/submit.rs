@@ -9,10 +9,9 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle, ThreadId};
 
 use atomtree_recovery::tree_path::STORE_DIR;
-use parking_lot::{Condvar, Mutex};
+use atomtree_wal::sync::{self, Condvar, Mutex, Thread, ThreadId};
 
 use crate::commit::Outcome;
 use crate::error::{Error, ErrorKind, OnPath};
@@ -45,7 +44,7 @@ struct State {
     /// Whether the last handle was dropped on the committing thread itself, which then closes the store.
     is_orphaned: bool,
     /// The committing thread, until someone joins it.
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
     /// Its id, for good.
     thread_id: Option<ThreadId>,
 }
@@ -88,15 +87,15 @@ impl Engine {
         let submits = &self.submits;
         let mut state = submits.state.lock();
         while state.closers == 0 && state.unfinished >= self.options.submitted_max {
-            submits.finished.wait(&mut state);
+            state = submits.finished.wait(state);
         }
         if state.closers > 0 {
             return Err(Error::closed());
         }
         if state.thread_id.is_none() {
             let engine = self.clone();
-            let builder = thread::Builder::new().name("atomtree-committer".into());
-            let thread = builder.spawn(move || run(&engine)).on("start a thread for", STORE_DIR)?;
+            let thread = sync::spawn("atomtree-committer", move || run(&engine))
+                .on("start a thread for", STORE_DIR)?;
             state.thread_id = Some(thread.thread().id());
             state.thread = Some(thread);
         }
@@ -122,7 +121,7 @@ impl Engine {
         // Those who wait for a place get none any more.
         submits.finished.notify_all();
         while state.unfinished > 0 {
-            submits.finished.wait(&mut state);
+            state = submits.finished.wait(state);
         }
         Ok(())
     }
@@ -147,7 +146,7 @@ impl Engine {
 
     /// Whether this is the thread that commits what was submitted; then some ticket's waker is running.
     pub(crate) fn is_committing_thread(&self) -> bool {
-        self.submits.state.lock().thread_id == Some(thread::current().id())
+        self.submits.state.lock().thread_id == Some(sync::current_thread())
     }
 
     /// Leaves it to the committing thread, which is this one, to close the store when it has done everything.
@@ -160,7 +159,7 @@ impl Engine {
     fn next_parcel(&self) -> Option<Vec<Submitted>> {
         let mut state = self.submits.state.lock();
         while state.queue.is_empty() && !state.is_stopping {
-            self.submits.work.wait(&mut state);
+            state = self.submits.work.wait(state);
         }
         if state.queue.is_empty() { None } else { Some(std::mem::take(&mut state.queue).into()) }
     }

@@ -14,10 +14,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use atomtree_recovery::plan::TransactionId;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use atomtree_wal::sync::{Condvar, Guard, Mutex};
 
 use crate::commit::Receipt;
 use crate::error::Error;
+
+#[cfg(all(test, loom))]
+mod models;
 
 /// A transaction that was submitted and commits behind its caller's back. Made by [`crate::Transaction::submit`].
 ///
@@ -108,11 +111,11 @@ impl Ticket {
     }
 
     /// Blocks until there is an outcome, or `is_enough` says that what there is will do.
-    fn wait_until(&self, is_enough: impl Fn(&Progress) -> bool) -> Result<MutexGuard<'_, Progress>, Error> {
+    fn wait_until(&self, is_enough: impl Fn(&Progress) -> bool) -> Result<Guard<'_, Progress>, Error> {
         let mut progress = self.state.progress.lock();
         while progress.outcome.is_none() && !is_enough(&progress) {
             self.state.check_process()?;
-            self.state.news.wait(&mut progress);
+            progress = self.state.news.wait(progress);
         }
         Ok(progress)
     }
@@ -242,7 +245,7 @@ impl Drop for Promise {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::task::Wake;
 

@@ -6,9 +6,12 @@
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use atomtree_vfs::{Access, Dir, File};
+use atomtree_wal::sync::Mutex;
+
+#[cfg(all(test, loom))]
+mod models;
 
 const BALLAST_FILE: &str = "ballast";
 
@@ -16,7 +19,8 @@ const BALLAST_FILE: &str = "ballast";
 pub struct Ballast {
     file: Arc<dyn File>,
     bytes: u64,
-    full: AtomicBool,
+    /// Whether the file holds the space. Locked while that changes: a checkpoint may give up what a commit is taking.
+    is_full: Mutex<bool>,
 }
 
 impl Ballast {
@@ -27,13 +31,14 @@ impl Ballast {
             Err(error) if error.kind() == io::ErrorKind::NotFound => store.create_file(name, 0o600)?,
             result => result?,
         };
-        let full = AtomicBool::new(file.metadata()?.size == bytes);
-        Ok(Self { file, bytes, full })
+        let is_full = Mutex::new(file.metadata()?.size == bytes);
+        Ok(Self { file, bytes, is_full })
     }
 
     /// Gives the space up; `false` if that has been done already.
     pub fn release(&self) -> io::Result<bool> {
-        if !self.full.swap(false, Ordering::AcqRel) {
+        let mut is_full = self.is_full.lock();
+        if !std::mem::take(&mut *is_full) {
             return Ok(false);
         }
         self.file.set_len(0)?;
@@ -42,7 +47,7 @@ impl Ballast {
 
     /// Whether the space is there to be given up.
     pub fn is_full(&self) -> bool {
-        self.full.load(Ordering::Acquire)
+        *self.is_full.lock()
     }
 
     /// Takes the space (again). Costs nothing while it is there.
@@ -50,11 +55,12 @@ impl Ballast {
     /// # Errors
     /// `ENOSPC`: then no commit may begin, because its apply could get stuck.
     pub fn fill(&self) -> io::Result<()> {
-        if self.full.load(Ordering::Acquire) {
+        let mut is_full = self.is_full.lock();
+        if *is_full {
             return Ok(());
         }
         self.file.allocate(self.bytes)?;
-        self.full.store(true, Ordering::Release);
+        *is_full = true;
         Ok(())
     }
 }

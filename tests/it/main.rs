@@ -27,6 +27,7 @@ mod rules;
 mod settled;
 mod source_tree;
 mod spans;
+mod stress;
 mod tickets;
 mod tidy;
 mod upkeep;

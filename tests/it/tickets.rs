@@ -60,7 +60,7 @@ impl<T> Running<T> {
 
 /// Runs what may block, within a time.
 #[track_caller]
-fn within<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn within<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
     start(run).end()
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::vec;
 
-use crate::sync::{Condvar, Guard, Mutex, Stopwatch};
+use crate::sync::{Condvar, Guard, Mutex, now};
 
 #[cfg(all(test, loom))]
 mod models;
@@ -124,10 +124,10 @@ impl<T, R> GroupCommit<T, R> {
         if state.announced == 0 || longest.is_zero() {
             return state;
         }
-        let stopwatch = Stopwatch::start();
+        let begun = now();
         state.dallying = true;
         while state.dallying {
-            let left = longest.saturating_sub(stopwatch.elapsed());
+            let left = longest.saturating_sub(now() - begun);
             if left.is_zero() {
                 state.dallying = false;
             } else {
@@ -270,12 +270,12 @@ impl<'a, T, R> Term<'a, T, R> {
     fn run(mut self, item: T, lead: impl FnOnce(Vec<T>) -> Vec<R>) -> Result<R, Abandoned> {
         let batch = self.gather(item);
         let item_count = batch.len();
-        let stopwatch = Stopwatch::start();
+        let begun = now();
         let results = lead(batch);
         if results.len() != item_count {
             return Err(Abandoned);
         }
-        self.lead_took = Some(stopwatch.elapsed());
+        self.lead_took = Some(now() - begun);
         self.results = results.into_iter();
         self.results.next().ok_or(Abandoned)
     }

@@ -47,7 +47,8 @@ mod log;
 mod lsn;
 mod scan;
 mod segment;
-mod sync;
+#[doc(hidden)]
+pub mod sync;
 
 pub use error::Error;
 pub use format::LogId;

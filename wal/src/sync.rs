@@ -1,108 +1,221 @@
-//! The locks and the clock of group commit: `parking_lot` in every ordinary build, loom where the models run.
+//! The locks, threads and clock that atomtree's hand-made synchronisation is built of: `parking_lot` and `std` in every
+//! ordinary build, loom with `--cfg loom`, where the models run.
 //!
-//! The two differ in how a guard passes through a condition variable and in poisoning; here they look alike, so
-//! that the code under the models is the code that ships. What group commit does not use is left out. A wait may
-//! end for no reason, so callers check their condition in a loop.
+//! The two differ in how a guard passes through a condition variable, in poisoning and in time; here they look alike, so
+//! that the code under the models is the code that ships. What nobody uses is left out. A wait may end for no reason, so
+//! callers check their condition in a loop.
 
-#[cfg(all(test, loom))]
-pub(crate) use modelled::{Condvar, Guard, Mutex, Stopwatch};
-#[cfg(not(all(test, loom)))]
-pub(crate) use ordinary::{Condvar, Guard, Mutex, Stopwatch};
+#[cfg(loom)]
+pub use modelled::{Condvar, Guard, Mutex, Thread, ThreadId, Turn, current_thread, explore, now, spawn};
+#[cfg(not(loom))]
+pub use ordinary::{Condvar, Guard, Mutex, Thread, ThreadId, Turn, current_thread, now, spawn};
 
-#[cfg(not(all(test, loom)))]
+#[cfg(not(loom))]
 mod ordinary {
+    use std::io;
+    use std::thread;
     use std::time::{Duration, Instant};
 
-    pub(crate) use parking_lot::{Mutex, MutexGuard as Guard};
+    pub use std::thread::{JoinHandle as Thread, ThreadId};
 
-    pub(crate) struct Condvar(parking_lot::Condvar);
+    pub use parking_lot::{Mutex, MutexGuard as Guard};
+
+    /// A lock that is also tried.
+    pub type Turn = Mutex<()>;
+
+    /// What threads wait on.
+    #[derive(Default)]
+    pub struct Condvar(parking_lot::Condvar);
 
     impl Condvar {
-        pub(crate) fn new() -> Self {
-            Self(parking_lot::Condvar::new())
+        /// One that nobody waits on.
+        pub fn new() -> Self {
+            Self::default()
         }
 
-        pub(crate) fn wait<'a, T>(&self, mut guard: Guard<'a, T>) -> Guard<'a, T> {
+        /// Gives the lock up, waits, and takes it again.
+        pub fn wait<'a, T>(&self, mut guard: Guard<'a, T>) -> Guard<'a, T> {
             self.0.wait(&mut guard);
             guard
         }
 
-        /// Waits at most `longest`. It does not say why it ended: callers have a condition and a [`Stopwatch`].
-        pub(crate) fn wait_timeout<'a, T>(&self, mut guard: Guard<'a, T>, longest: Duration) -> Guard<'a, T> {
+        /// Waits at most `longest`. It does not say why it ended: callers have a condition and the time.
+        pub fn wait_timeout<'a, T>(&self, mut guard: Guard<'a, T>, longest: Duration) -> Guard<'a, T> {
             self.0.wait_for(&mut guard, longest);
             guard
         }
 
-        pub(crate) fn notify_one(&self) {
+        /// Wakes one of those who wait.
+        pub fn notify_one(&self) {
             self.0.notify_one();
+        }
+
+        /// Wakes all who wait.
+        pub fn notify_all(&self) {
+            self.0.notify_all();
         }
     }
 
-    /// Measures how long something takes.
-    pub(crate) struct Stopwatch(Instant);
+    /// The time, for measuring how long something takes.
+    pub fn now() -> Instant {
+        Instant::now()
+    }
 
-    impl Stopwatch {
-        pub(crate) fn start() -> Self {
-            Self(Instant::now())
-        }
+    /// Starts a thread.
+    pub fn spawn<R: Send + 'static>(
+        name: &str,
+        run: impl FnOnce() -> R + Send + 'static,
+    ) -> io::Result<Thread<R>> {
+        thread::Builder::new().name(name.into()).spawn(run)
+    }
 
-        pub(crate) fn elapsed(&self) -> Duration {
-            self.0.elapsed()
-        }
+    /// Which thread this is.
+    pub fn current_thread() -> ThreadId {
+        thread::current().id()
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(loom)]
 mod modelled {
-    use std::time::Duration;
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::{Arc, OnceLock};
+    use std::time::{Duration, Instant};
 
-    pub(crate) use loom::sync::MutexGuard as Guard;
+    use loom::thread;
+
+    pub use loom::sync::MutexGuard as Guard;
+    pub use loom::thread::{JoinHandle as Thread, ThreadId};
 
     const NO_POISON: &str = "loom's locks return no poison errors";
 
-    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+    /// Loom's threads have 32 KiB each by default, which is too little for a store. In machine words.
+    const STACK_WORDS: usize = 64 << 10;
+
+    /// A lock.
+    #[derive(Default)]
+    pub struct Mutex<T>(loom::sync::Mutex<T>);
 
     impl<T> Mutex<T> {
-        pub(crate) fn new(value: T) -> Self {
+        /// An unlocked one.
+        pub fn new(value: T) -> Self {
             Self(loom::sync::Mutex::new(value))
         }
 
-        pub(crate) fn lock(&self) -> Guard<'_, T> {
+        /// Waits for the lock.
+        pub fn lock(&self) -> Guard<'_, T> {
             self.0.lock().expect(NO_POISON)
         }
     }
 
-    pub(crate) struct Condvar(loom::sync::Condvar);
+    /// A lock that is also tried. In loom 0.7.2 a thread that is about to try a lock of its own blocks while another holds
+    /// that, as if it waited for it, so this one is put together.
+    #[derive(Default)]
+    pub struct Turn {
+        is_taken: Mutex<bool>,
+        free: Condvar,
+    }
 
-    impl Condvar {
-        pub(crate) fn new() -> Self {
-            Self(loom::sync::Condvar::new())
+    /// Gives the lock up when it is dropped.
+    pub struct TurnGuard<'a>(&'a Turn);
+
+    impl Turn {
+        /// Waits for the lock.
+        pub fn lock(&self) -> TurnGuard<'_> {
+            let mut is_taken = self.is_taken.lock();
+            while *is_taken {
+                is_taken = self.free.wait(is_taken);
+            }
+            *is_taken = true;
+            TurnGuard(self)
         }
 
-        pub(crate) fn wait<'a, T>(&self, guard: Guard<'a, T>) -> Guard<'a, T> {
+        /// Takes the lock if nobody has it.
+        pub fn try_lock(&self) -> Option<TurnGuard<'_>> {
+            let was_taken = std::mem::replace(&mut *self.is_taken.lock(), true);
+            (!was_taken).then(|| TurnGuard(self))
+        }
+    }
+
+    impl Drop for TurnGuard<'_> {
+        fn drop(&mut self) {
+            *self.0.is_taken.lock() = false;
+            self.0.free.notify_one();
+        }
+    }
+
+    /// What threads wait on.
+    #[derive(Default)]
+    pub struct Condvar(loom::sync::Condvar);
+
+    impl Condvar {
+        /// One that nobody waits on.
+        pub fn new() -> Self {
+            Self::default()
+        }
+
+        /// Gives the lock up, waits, and takes it again.
+        pub fn wait<'a, T>(&self, guard: Guard<'a, T>) -> Guard<'a, T> {
             self.0.wait(guard).expect(NO_POISON)
         }
 
         /// Waits until notified: loom has no timeouts, so a wake-up that a timeout would hide shows as a deadlock.
-        pub(crate) fn wait_timeout<'a, T>(&self, guard: Guard<'a, T>, _longest: Duration) -> Guard<'a, T> {
+        pub fn wait_timeout<'a, T>(&self, guard: Guard<'a, T>, _longest: Duration) -> Guard<'a, T> {
             self.wait(guard)
         }
 
-        pub(crate) fn notify_one(&self) {
+        /// Wakes one of those who wait.
+        pub fn notify_one(&self) {
             self.0.notify_one();
+        }
+
+        /// Wakes all who wait.
+        pub fn notify_all(&self) {
+            self.0.notify_all();
         }
     }
 
-    /// Measures nothing: what loom runs has to be repeatable, so no time passes in it.
-    pub(crate) struct Stopwatch(Duration);
+    /// Always the same: what loom runs has to be repeatable, so no time passes in it.
+    pub fn now() -> Instant {
+        static NOW: OnceLock<Instant> = OnceLock::new();
+        *NOW.get_or_init(Instant::now)
+    }
 
-    impl Stopwatch {
-        pub(crate) fn start() -> Self {
-            Self(Duration::ZERO)
-        }
+    /// Starts a thread.
+    pub fn spawn<R: Send + 'static>(
+        name: &str,
+        run: impl FnOnce() -> R + Send + 'static,
+    ) -> io::Result<Thread<R>> {
+        thread::Builder::new().name(name.into()).stack_size(STACK_WORDS).spawn(run)
+    }
 
-        pub(crate) fn elapsed(&self) -> Duration {
-            self.0
-        }
+    /// Which thread this is.
+    pub fn current_thread() -> ThreadId {
+        thread::current().id()
+    }
+
+    /// Runs `model` on every schedule with at most `preemptions` preemptions, or on all schedules. The model counts in
+    /// its argument what must occur on some schedule, which is unknown to loom and so costs no schedules.
+    pub fn explore(
+        name: &str,
+        preemptions: Option<usize>,
+        model: impl Fn(&Arc<AtomicUsize>) + Send + Sync + 'static,
+    ) {
+        let schedules = Arc::new(AtomicUsize::new(0));
+        let occurrences = Arc::new(AtomicUsize::new(0));
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = preemptions;
+        builder.max_branches = 10_000;
+        let begun = Instant::now();
+        builder.check({
+            let (schedules, occurrences) = (Arc::clone(&schedules), Arc::clone(&occurrences));
+            move || {
+                schedules.fetch_add(1, Relaxed);
+                model(&occurrences);
+            }
+        });
+        let elapsed = begun.elapsed();
+        println!("{name}: {schedules:?} schedules, the situation in {occurrences:?}, {elapsed:.1?}");
+        assert!(occurrences.load(Relaxed) > 0, "{name}: the situation never occurred");
     }
 }

@@ -6,13 +6,13 @@
 //! about occurred on some schedule.
 
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::AtomicUsize as Plain;
 use std::sync::atomic::Ordering::Relaxed;
 
 use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 
 use super::*;
+use crate::sync::explore;
 
 /// Makes leaders dally in a model, where no time passes and a dally ends with the last announcement alone.
 const SOME_TIME: Duration = Duration::from_secs(1);
@@ -51,26 +51,6 @@ impl<R> Model<R> {
         assert!(!state.dallying);
         assert_eq!(state.announced, 0);
     }
-}
-
-/// Runs `model` on every schedule with at most `preemptions` preemptions, or on all schedules. The model counts in
-/// its argument what must occur on some schedule, which is unknown to loom and so costs no schedules.
-fn explore(name: &str, preemptions: Option<usize>, model: impl Fn(&Plain) + Send + Sync + 'static) {
-    let schedules = Arc::new(Plain::new(0));
-    let occurrences = Arc::new(Plain::new(0));
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = preemptions;
-    let stopwatch = std::time::Instant::now();
-    builder.check({
-        let (schedules, occurrences) = (Arc::clone(&schedules), Arc::clone(&occurrences));
-        move || {
-            schedules.fetch_add(1, Relaxed);
-            model(&occurrences);
-        }
-    });
-    let elapsed = stopwatch.elapsed();
-    println!("{name}: {schedules:?} schedules, the situation in {occurrences:?}, {elapsed:.1?}");
-    assert!(occurrences.load(Relaxed) > 0);
 }
 
 /// Runs `commit` for the items 0, 1 and 2, each in its own thread, and returns what it returned.
