@@ -94,7 +94,7 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::NoSpace => Some(error),
             Err(error) => return Err(error),
         };
-        let turn = self.checkpoint_turn.lock();
+        let _turn = self.checkpoint_turn.lock();
         let mut commits = self.commits.lock();
         if !self.unsettled.lock().transactions.is_empty() || commits.log.used_bytes() < used_bytes {
             // Others took the room that had been made, and what they filled can be settled as well; or have made room
@@ -105,8 +105,9 @@ impl Engine {
         if commits.log.is_worth_rotating() {
             match commits.log.rotate() {
                 Ok(()) => {
-                    drop((commits, turn));
-                    return self.settle(true);
+                    drop(commits);
+                    // In the same turn: until the segment is freed, nothing is unsettled and the log is full all the same.
+                    return self.settle_in_turn(true, None);
                 }
                 // This transaction is not in the log, so its outcome is known.
                 Err(error) if commits.log.is_poisoned() => {
@@ -127,7 +128,9 @@ impl Engine {
     /// `no_space` if there was none for the manifest: then it can be tried again. After any other the store is
     /// poisoned, because what the disk holds is unknown; the log still has everything.
     pub(crate) fn checkpoint(&self) -> Result<(), Error> {
-        self.settle(false)
+        // One at a time; a second one waits and then settles what has come in since.
+        let _turn = self.checkpoint_turn.lock();
+        self.settle_in_turn(false, None)
     }
 
     /// As [`Engine::checkpoint`], for who holds the commit lock already; `None` if one is being made by another thread,
@@ -135,12 +138,6 @@ impl Engine {
     pub(crate) fn checkpoint_held(&self, commits: &mut CommitState) -> Option<Result<(), Error>> {
         let _turn = self.checkpoint_turn.try_lock()?;
         Some(self.settle_in_turn(false, Some(commits)))
-    }
-
-    fn settle(&self, even_if_empty: bool) -> Result<(), Error> {
-        // One at a time; a second one waits and then settles what has come in since.
-        let _turn = self.checkpoint_turn.lock();
-        self.settle_in_turn(even_if_empty, None)
     }
 
     fn settle_in_turn(&self, even_if_empty: bool, held: Option<&mut CommitState>) -> Result<(), Error> {

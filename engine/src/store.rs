@@ -519,7 +519,7 @@ fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     if root.metadata(OsStr::new(STORE_DIR)).is_ok() {
         let _ = dir.remove_file(OsStr::new(LOCK_FILE));
         let _ = root.remove_dir(new.as_os_str());
-        return lock.unlock().doing("unlock", ".atomtree.new/lock").map_err(Error::from);
+        return Ok(());
     }
     clear_unfinished(&*dir)?;
     for part in STORE_PARTS {

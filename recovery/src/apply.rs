@@ -13,7 +13,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atomtree_vfs::{Access, Dir, Kind, Metadata, is_symlink_error};
+use atomtree_vfs::{Dir, Kind, Metadata, is_symlink_error};
 use atomtree_wal::Lsn;
 
 use crate::ballast::Ballast;
@@ -516,29 +516,25 @@ impl<'a> Applier<'a> {
             // An attempt that ran out of space had come as far as this.
             return slot_dir.rename(&original, slot_dir, &slot.os_name());
         }
+        // A directory has one name, and links may be refused here, by the file system or for files of others. Then there is
+        // a moment without any; a copy would be another inode, which is all that is known of a large original.
         let is_dir = |dir: &dyn Dir, name: &OsStr| Ok::<_, io::Error>(dir.metadata(name)?.kind == Kind::Dir);
-        if is_dir(dir, name)? || is_dir(slot_dir, &slot.os_name())? {
-            // A directory has one name, so there is a moment without any.
+        let is_linked = if is_dir(dir, name)? || is_dir(slot_dir, &slot.os_name())? {
+            false
+        } else {
+            match slot_dir.remove_file(&original) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            match dir.link(name, slot_dir, &original) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
+                linked => linked.is_ok(),
+            }
+        };
+        if !is_linked {
             dir.rename(name, slot_dir, &original)?;
             slot_dir.rename(&slot.os_name(), dir, name)?;
             return slot_dir.rename(&original, slot_dir, &slot.os_name());
-        }
-        match slot_dir.remove_file(&original) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        match dir.link(name, slot_dir, &original) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
-            // Links are refused here, by the file system or for files of others: a durable copy does as well.
-            Err(_) => {
-                let source = dir.open_file(name, Access::Read)?;
-                let copy = slot_dir.create_file(&original, 0o600)?;
-                copy.copy_from(&*source)?;
-                Attributes::of_file(&*source)?.set_on_file(&*copy)?;
-                copy.set_modified(source.metadata()?.modified)?;
-                copy.sync_all()?;
-            }
         }
         match slot_dir.rename_over(&slot.os_name(), dir, name) {
             // The directory went meanwhile, with the name: then nothing came out, and nothing shall wait here as if it had.

@@ -60,7 +60,7 @@ fn every_call_of_storage_fails_in_every_way() {
     for seed in seeds {
         let cells = SURVEY.cells(seed);
         let sites: BTreeSet<_> = cells.iter().map(|cell| (&cell.key.0, cell.errno, cell.lasting)).collect();
-        assert!(sites.len() > 7000, "only {} of place, error and duration", sites.len());
+        assert!(sites.len() > 6500, "only {} of place, error and duration", sites.len());
         assert!(cells.len() > 10_000, "only {} with their phases", cells.len());
         println!("seed {seed}: {} of place, error and duration; {} with phases", sites.len(), cells.len());
         judged += sum_over(0..cells.len() as u64, |index| {

@@ -2,12 +2,13 @@
 //! some things.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use atomtree::vfs::Identity;
 use atomtree::vfs::faults::{Call, Fault, Verb};
 use atomtree::vfs::sim::Sim;
-use atomtree::{Error, Options, Transaction};
+use atomtree::{Error, Options, Store, Transaction};
 
 use super::{BY_REFERENCE, SETTINGS, THEIRS, bytes, dir, file, of};
 use crate::crash::Crash;
@@ -90,6 +91,14 @@ fn rivals() -> Vec<Workload> {
         }
         None
     }
+    /// Makes the store that this process is about to make.
+    fn creates(sim: &Sim, call: &Call, has_meddled: &AtomicBool) -> Option<Fault> {
+        if call.verb == Verb::CreateDir && is_about(call, ".atomtree.new") && is_first(has_meddled) {
+            let store = crate::crash::open(Arc::new(sim.another_process()), &SETTINGS);
+            drop(store.and_then(Store::close));
+        }
+        None
+    }
     let initial = [("a", file(300)), ("b", file(20))];
     let write = vec![
         Act::Commit(vec![Op::Write("a", bytes(50)), Op::Write("b", bytes(5))]),
@@ -112,6 +121,13 @@ fn rivals() -> Vec<Workload> {
             vec![Act::Commit(vec![Op::CreateDir("made"), Op::Write("made/in", bytes(3))]), Act::Reopen],
         )
         .meddled(is_faster),
+        of(
+            "a rival creates the store",
+            SETTINGS,
+            &initial,
+            vec![Act::Commit(vec![Op::Write("a", bytes(5))])],
+        )
+        .meddled(creates),
         of(
             "a rival removes a directory",
             SETTINGS,

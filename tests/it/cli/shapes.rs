@@ -385,6 +385,8 @@ fn no_command_is_without_a_frozen_shape() {
         "recover",
         "checkpoint",
         "demo",
+        // In `torture.rs`, beside what it judges.
+        "torture",
         // Prints no JSON.
         "completions",
         "help",

@@ -113,7 +113,7 @@ fn a_kill_during_creation_is_harmless() {
                 assert!(start.elapsed() < Duration::from_secs(20));
                 std::thread::yield_now();
             }
-            std::thread::sleep(Duration::from_micros(random.below(40_000)));
+            std::thread::sleep(Duration::from_micros(random.below(6_000)));
             child.kill().unwrap();
             let output = child.wait_with_output().unwrap();
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
