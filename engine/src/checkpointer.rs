@@ -352,8 +352,9 @@ fn run(engine: &Engine) {
             let _ = engine.add_spare();
             continue;
         }
-        let now = now();
-        match due_at(engine, &unsettled) {
+        // In this order: what is urgent is due now.
+        let (due, now) = (due_at(engine, &unsettled), now());
+        match due {
             Some(due) if due <= now => {
                 drop(unsettled);
                 // A failure has poisoned the store, which is how committers learn of it.

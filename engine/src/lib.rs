@@ -66,6 +66,7 @@ mod check;
 mod checkpointer;
 mod commit;
 mod content;
+mod create;
 mod error;
 mod inspect;
 mod lock;

@@ -1,7 +1,7 @@
 //! An open store: opening and creating it, handing out transactions, closing it.
 
 use std::ffi::OsStr;
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,21 +10,22 @@ use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::ballast::Ballast;
 use atomtree_recovery::known::Known;
-use atomtree_recovery::places::{Places, STORE_PARTS, StoreFile};
+use atomtree_recovery::places::{Places, StoreFile};
 use atomtree_recovery::plan::TransactionId;
 use atomtree_recovery::recover::{Recovery, Report};
 use atomtree_recovery::stage::Stage;
 use atomtree_recovery::sweep::sweep;
-use atomtree_recovery::tree_path::{STORE_DIR, STORE_DIR_NEW};
+use atomtree_recovery::tree_path::STORE_DIR;
 use atomtree_recovery::{analyze, apply};
-use atomtree_vfs::{Access, Dir, Lock};
+use atomtree_vfs::Dir;
 use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn};
 use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
 
 use crate::checkpointer::{self, Unsettled};
 use crate::commit::Outcome;
+use crate::create::{create, discard_unfinished};
 use crate::error::{Error, ErrorKind, OnPath};
-use crate::lock::{LOCK_FILE, MEMBERS_FILE, StoreLock};
+use crate::lock::StoreLock;
 use crate::options::{Checkpoints, Options};
 use crate::stage::Prepared;
 use crate::submit::Submits;
@@ -154,6 +155,7 @@ impl Store {
         let allowed = options.allow_owner.filter(|_| identity.uid == 0);
         places.check_ownership(&[Some(identity.uid), allowed].into_iter().flatten().collect::<Vec<_>>())?;
         let lock = StoreLock::take(&places)?;
+        discard_unfinished(&*places.root);
         let engine = Engine::open(places, options, lock, warnings)?;
         let checkpointer = match engine.options.checkpoints {
             Checkpoints::Background => {
@@ -477,104 +479,4 @@ fn check_file_system(root: &dyn Dir, options: &Options) -> Result<Vec<String>, E
         return Err(Error::invalid(ErrorKind::Unsupported, reason));
     }
     Ok(file_system.caveat.into_iter().collect())
-}
-
-/// Builds a store under another name and renames it into place.
-fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
-    let vfs = &options.vfs;
-    let new = Path::new(STORE_DIR_NEW);
-    let busy = || Error::Locked { holder: "a process that is creating it".into() };
-    let dir = match make_private_dir(&**root, STORE_DIR_NEW) {
-        // It was there, and has just got its name.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Err(busy()),
-        dir => dir?,
-    };
-    // Someone else's directory, in a place that others can write to, would let its owner in later.
-    let owner = dir.own_metadata().on("look at", new)?.uid;
-    if owner != vfs.identity().on("read the identity of", "this process")?.uid {
-        let reason = format!("it belongs to user {owner}, who may have planted it; remove it");
-        return Err(Error::refused(ErrorKind::Permission, new, reason));
-    }
-    let open_lock = || match dir.create_file(OsStr::new(LOCK_FILE), 0o600) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            dir.open_file(OsStr::new(LOCK_FILE), Access::ReadWrite)
-        }
-        result => result,
-    };
-    let lock = match open_lock() {
-        // It was one too many, and somebody has just removed it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(busy()),
-        lock => lock.doing("create", ".atomtree.new/lock")?,
-    };
-    if !lock.try_lock(Lock::Exclusive).doing("lock", ".atomtree.new/lock")? {
-        return Err(busy());
-    }
-    // Whoever held the lock before may have finished, and what we hold is then the store itself.
-    match root.metadata(new.as_os_str()) {
-        Ok(found) if found.inode == dir.own_metadata().on("look at", new)?.inode => {}
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).on("look at", new),
-        _ => return Ok(()),
-    }
-    // Or another one did, between this process's look for a store and its own directory, which is then one too many.
-    if root.metadata(OsStr::new(STORE_DIR)).is_ok() {
-        let _ = dir.remove_file(OsStr::new(LOCK_FILE));
-        let _ = root.remove_dir(new.as_os_str());
-        return Ok(());
-    }
-    clear_unfinished(&*dir)?;
-    for part in STORE_PARTS {
-        make_private_dir(&*dir, part)?;
-    }
-    let places = Places::of_store(vfs.clone(), root.clone(), dir.clone())?;
-    let id = vfs.random().on("read randomness for", new)?.to_be_bytes();
-    Log::create(places.wal.clone(), id, options.log).map_err(atomtree_recovery::Error::Log)?;
-    let ballast = Ballast::open(&*dir, options.ballast_bytes).doing("create", ".atomtree.new/ballast")?;
-    ballast.fill().doing("allocate", ".atomtree.new/ballast")?;
-    dir.create_file(OsStr::new(MEMBERS_FILE), 0o600).doing("create", ".atomtree.new/members")?;
-    let ignore =
-        dir.create_file(OsStr::new(".gitignore"), 0o600).doing("create", ".atomtree.new/.gitignore")?;
-    ignore.write_at(&[IoSlice::new(b"*\n")], 0).doing("write", ".atomtree.new/.gitignore")?;
-    StoreFile::create(&*dir, id, options.log.segment_bytes).doing("create", ".atomtree.new/store")?;
-    // Everything in it, then its name: it stands whole or not at all.
-    root.sync_filesystem().doing("sync the file system of", "the root")?;
-    let renamed = root.rename(new.as_os_str(), &**root, OsStr::new(STORE_DIR));
-    // What is renamed is the directory that this lock lies in, and whoever comes next takes the same one. Closing it is
-    // not enough, because a process that was just forked holds it open too.
-    lock.unlock().doing("unlock", ".atomtree/lock")?;
-    match renamed {
-        Ok(()) => root.sync().doing("sync", "the root")?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error).on("rename into place", new),
-    }
-    Ok(())
-}
-
-/// Makes a directory that is open to nobody else, whatever the umask; or takes the one that is there.
-fn make_private_dir(parent: &dyn Dir, name: &str) -> Result<Arc<dyn Dir>, Error> {
-    match parent.create_dir(OsStr::new(name), 0o700) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).on("create", name),
-        _ => {}
-    }
-    let dir = parent.open_dir(Path::new(name)).on("open", name)?;
-    if dir.own_metadata().on("look at", name)?.mode != 0o700 {
-        dir.set_mode(0o700).on("set the mode of", name)?;
-    }
-    Ok(dir)
-}
-
-/// Removes what an unfinished creation left: only names that creation itself makes.
-fn clear_unfinished(dir: &dyn Dir) -> Result<(), Error> {
-    let remove = |dir: &dyn Dir, name: &OsStr| match dir.remove_file(name) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", Path::new(name)),
-        _ => Ok(()),
-    };
-    for name in [MEMBERS_FILE, ".gitignore", "store", "ballast"] {
-        remove(dir, OsStr::new(name))?;
-    }
-    if let Ok(wal) = dir.open_dir(Path::new("wal")) {
-        for entry in wal.list().on("list", STORE_DIR_NEW)? {
-            remove(&*wal, &entry.name)?;
-        }
-    }
-    Ok(())
 }
