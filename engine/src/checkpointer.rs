@@ -211,7 +211,7 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Progress::PutOff(error)),
             result => result?,
         }
-        let (watermark, lsn) = self.with_commits(&mut held, |commits| {
+        let recorded = self.with_commits(&mut held, |commits| {
             // A transaction that got stuck after its commit point is in nobody's list, and must not be covered.
             self.check_settling()?;
             // If nothing was applied meanwhile, the records behind the last commit are covered too: they explain
@@ -224,12 +224,23 @@ impl Engine {
                 None => commits.settled,
             };
             let record = Checkpoint { watermark: settled.0, next_tx: commits.next_tx };
-            let lsn = append_checkpoint(&mut commits.log, record).map_err(atomtree_recovery::Error::Log)?;
+            let lsn = match append_checkpoint(&mut commits.log, record) {
+                // The log goes on without the record: where writing a block again takes a new one, as on btrfs, a header
+                // may find no space.
+                Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
+                    return Ok(Err(atomtree_recovery::Error::Log(error)));
+                }
+                appended => appended.map_err(atomtree_recovery::Error::Log)?,
+            };
             commits.log.sync().map_err(atomtree_recovery::Error::Log)?;
             commits.is_closed = false;
             commits.note_settled(settled);
-            Ok::<_, Error>((settled, lsn))
+            Ok::<_, Error>(Ok((settled, lsn)))
         })?;
+        let (watermark, lsn) = match recorded {
+            Ok(recorded) => recorded,
+            Err(error) => return Ok(Progress::PutOff(error.into())),
+        };
         self.discard_originals(transactions)?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         debug_assert!(watermark <= lsn);

@@ -1,7 +1,8 @@
 //! What a store does about the odds and ends of its life: copies, full disks, file systems that can do less, forks.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use atomtree::{Checkpoints, Error, ErrorKind, Options, Store};
 use atomtree_vfs::faults::{Fault, Faults, Verb, fail_nothing};
@@ -208,4 +209,40 @@ fn the_slots_of_a_living_process_are_left_alone() {
     options(&gone).open("/tree").unwrap().close().unwrap();
     let stage = gone.open_root(Path::new("/tree/.atomtree/stage")).unwrap();
     assert_eq!(stage.list().unwrap(), []);
+}
+
+/// Goal: a checkpoint whose record needs another segment, and finds no space for its header, can be made again. Method: many
+/// small commits, so that some checkpoint's record is the one that does not fit; the first write to a segment that no
+/// commit has written to fails.
+#[test]
+fn a_checkpoint_that_finds_no_space_for_a_header_is_made_later() {
+    let sim = machine();
+    let faults = Faults::new(Arc::new(sim), fail_nothing());
+    let store = options(&faults).open("/tree").unwrap();
+    let mut put_off = 0;
+    for n in 0..1500_usize {
+        let written = Arc::new(Mutex::new(None));
+        let last = Arc::clone(&written);
+        faults.set_rule(Arc::new(move |call| {
+            let is_segment = call.name.as_ref().is_some_and(|name| name.to_string_lossy().ends_with(".seg"));
+            if call.verb == Verb::WriteAt && is_segment {
+                *last.lock().unwrap() = call.name.clone();
+            }
+            None
+        }));
+        put(&store, "a", &vec![1; n % 97]).unwrap();
+        let (active, is_over) = (written.lock().unwrap().clone(), AtomicBool::new(false));
+        faults.set_rule(Arc::new(move |call| {
+            let is_segment = call.name.as_ref().is_some_and(|name| name.to_string_lossy().ends_with(".seg"));
+            let is_other = call.verb == Verb::WriteAt && is_segment && call.name != active;
+            (is_other && !is_over.swap(true, Ordering::Relaxed)).then_some(Fault::Error(28))
+        }));
+        if let Err(error) = store.checkpoint() {
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+            put_off += 1;
+            store.checkpoint().unwrap();
+        }
+    }
+    assert!(put_off > 0, "no record needed another segment");
+    store.close().unwrap();
 }

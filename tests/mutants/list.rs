@@ -154,8 +154,8 @@ pub const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: "wal/src/log.rs",
-                from: r#"let (mut segment, _) = self.sealed.pop_front().expect("there is a front");"#,
-                to: r#"let (mut segment, _) = self.sealed.pop_back().expect("there is a back");"#,
+                from: r#"let (mut segment, last) = self.sealed.pop_front().expect("there is a front");"#,
+                to: r#"let (mut segment, last) = self.sealed.pop_back().expect("there is a back");"#,
             },
         ],
     },

@@ -382,12 +382,7 @@ impl Log {
             ..next.header
         };
         let written = next.write_header(header);
-        if let Err(error) = &written
-            && error.is_no_space()
-            && next.holds_its_header().unwrap_or(false)
-        {
-            // Nothing was taken, not even by the cache, as far as can be read. Where writing a block again takes a new one, as on btrfs, this may
-            // pass.
+        if written.as_ref().is_err_and(|error| next.is_untouched_after(error)) {
             if !is_reused {
                 self.free.insert(0, next);
             }
@@ -449,8 +444,8 @@ impl Log {
         Ok(())
     }
 
-    /// Frees the segments whose last frame is before `below`, oldest first, each durably; the active one stays.
-    /// Returns how many.
+    /// Frees the segments whose last frame is before `below`, oldest first, each durably; the active one stays, and so do
+    /// those that there is no space for saying so of, until later. Returns how many.
     ///
     /// # Errors
     /// A failed sync poisons the log: whether the segment still counts is unknown.
@@ -458,11 +453,13 @@ impl Log {
         self.check_poison()?;
         let mut retired = 0;
         while self.sealed.front().is_some_and(|(_, last)| *last < below) {
-            let (mut segment, _) = self.sealed.pop_front().expect("there is a front");
-            let header = Header { state: State::Free, ..segment.header };
-            let freed = segment
-                .write_header(header)
-                .and_then(|()| segment.file.sync_data().doing("sync", segment.id()));
+            let (mut segment, last) = self.sealed.pop_front().expect("there is a front");
+            let written = segment.write_header(Header { state: State::Free, ..segment.header });
+            if written.as_ref().is_err_and(|error| segment.is_untouched_after(error)) {
+                self.sealed.push_front((segment, last));
+                break;
+            }
+            let freed = written.and_then(|()| segment.file.sync_data().doing("sync", segment.id()));
             if let Err(error) = freed {
                 self.poisoned = Some(error.to_string());
                 return Err(error);

@@ -174,12 +174,12 @@ impl Segment {
         Ok(bytes.iter().any(|&byte| byte != 0))
     }
 
-    /// Whether the file still begins with the header that this was opened with, as far as the cache shows.
-    pub(crate) fn holds_its_header(&self) -> Result<bool, Error> {
-        let expected = self.header.encode();
-        let mut found = vec![0; expected.len()];
-        self.file.read_exact_at(&mut found, 0).doing("read the header of", self.header.segment)?;
-        Ok(found == expected)
+    /// Whether a header that could not be written has left the old one, for want of space: nothing was taken then, not even
+    /// by the cache, as far as can be read. Where writing a block again takes a new one, as on btrfs, it may pass.
+    pub(crate) fn is_untouched_after(&self, error: &Error) -> bool {
+        let mut found = [0; HEADER_BYTES];
+        error.is_no_space()
+            && self.file.read_exact_at(&mut found, 0).is_ok_and(|()| found == self.header.encode())
     }
 
     /// Writes a new header. Not durable until the file is synced.
