@@ -243,43 +243,6 @@ fn recovery_keeps_what_is_written_to_a_file_that_it_took_out() {
     assert_eq!(quarantine, [Entry::file(edit.to_vec(), 0o644)]);
 }
 
-/// Goal: segments are freed one after another, the oldest first, so that the log never has a hole. Method: a checkpoint
-/// frees two at once, and the power is cut before each of its operations in many ways.
-#[test]
-fn segments_are_freed_without_a_hole() {
-    let (history, sim) = machine_with_a(b"");
-    let watch = Watch::new(&sim, None);
-    let store = open(watch.vfs(), &history.settings).expect("a new store opens");
-    let fill = |number| {
-        let fill = Random::new(number).bytes(15_000);
-        commit(&store, &[Operation::Write("fill", fill)]).expect("nothing is in the way");
-    };
-    let in_use = || {
-        let segments = sim.tree("/tree/.atomtree/wal").into_keys();
-        let contents = segments.filter_map(|name| sim.read_file(Path::new("/tree/.atomtree/wal").join(name)));
-        // A header says 2 of a segment that is in use.
-        contents.filter(|bytes| bytes[36] == 2).count()
-    };
-    // The log grows to all the segments that it may have; then two of them fill up, and a third is begun.
-    (0..20).for_each(fill);
-    store.checkpoint().expect("nothing fails");
-    (20..40).take_while(|_| in_use() < 3).for_each(fill);
-    watch.start();
-    store.checkpoint().expect("nothing fails");
-    assert_eq!(in_use(), 1, "two were freed at once");
-    let moments = watch.finish();
-    let expected = tree_of(&sim);
-    for moment in moments {
-        for seed in 0..60 {
-            let cut = moment.machine.power_cut(seed);
-            if let Err(error) = open(Arc::new(cut.clone()), &history.settings) {
-                panic!("cut {seed} before operation {}: {error}", moment.operation);
-            }
-            assert_eq!(tree_of(&cut), expected, "cut {seed} before operation {}", moment.operation);
-        }
-    }
-}
-
 /// Goal: an edit that is newer than a change stays at its name, one that is older gives way, and both are reported.
 /// Method: a file is edited after it was replaced, or before it could be; then everything is killed.
 #[test]

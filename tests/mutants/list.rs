@@ -145,7 +145,7 @@ pub const MUTANTS: &[Mutant] = &[
     // Free segments so that a crash leaves a hole.
     Mutant {
         name: "retire-the-newest-first",
-        suite: Suite::It("crash_points::segments_are_freed_without_a_hole"),
+        suite: Suite::In("atomtree-wal", "--test=log", "crashes::segments_are_freed_without_a_hole"),
         edits: &[
             Edit {
                 file: "wal/src/log.rs",
@@ -285,7 +285,7 @@ pub const MUTANTS: &[Mutant] = &[
     // Take a frame of the segment's former life for the next one.
     Mutant {
         name: "ignore-the-epoch",
-        suite: Suite::In("atomtree-wal", "--test=log", "rules::stale_frames_of_former_uses_are_ignored"),
+        suite: Suite::In("atomtree-wal", "--test=log", "hostile::a_frame_of_a_former_epoch_is_not_accepted"),
         edits: &[Edit {
             file: "wal/src/scan.rs",
             from: "let is_wanted = header.epoch == epoch && lsn.is_none_or(|lsn| header.lsn == lsn);",
@@ -517,6 +517,31 @@ pub const MUTANTS: &[Mutant] = &[
             file: "engine/src/transaction/new_names.rs",
             from: "(Some(attributes), None) => Ok(attributes),",
             to: "(Some(_), None) => self.default_attributes(spot.dir, &spot.path, 0o666, mode, Kind::File),",
+        }],
+    },
+    // Take an older header that the disk shows for the newest.
+    Mutant {
+        name: "believe-a-stale-header",
+        suite: Suite::In(
+            "atomtree-wal",
+            "--test=log",
+            "damage::an_older_header_over_newer_frames_is_refused",
+        ),
+        edits: &[Edit {
+            file: "wal/src/scan.rs",
+            from: "                check_header_is_newest(&segment)?;
+",
+            to: "",
+        }],
+    },
+    // Poison a store whose checkpoint can be made later.
+    Mutant {
+        name: "poison-for-want-of-space",
+        suite: Suite::It("upkeep::a_checkpoint_that_finds_no_space_for_a_header_is_made_later"),
+        edits: &[Edit {
+            file: "engine/src/checkpointer.rs",
+            from: "Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {",
+            to: "Err(error) if error.is_no_space() && commits.log.is_poisoned() => {",
         }],
     },
 ];

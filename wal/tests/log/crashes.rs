@@ -266,3 +266,33 @@ fn creation_may_be_cut_off() {
         }
     }
 }
+
+/// Goal: segments are freed one after another, the oldest first, so that the log never has a hole. Method: three are freed
+/// at once, and the power is cut before each operation of that, in many ways.
+#[test]
+fn segments_are_freed_without_a_hole() {
+    let mut cuts = 0;
+    for operation in 1.. {
+        let sim = machine();
+        let mut log = create(&sim);
+        (0..3).for_each(|_| add_spare(&mut log));
+        for index in 0..3_u8 {
+            append_synced(&mut log, &[&[index; 100]]);
+            log.rotate().unwrap();
+        }
+        let last = append_synced(&mut log, &[b"the last"]);
+        sim.halt_at(sim.operations() + operation);
+        let freed = log.retire(last);
+        for seed in 0..30 {
+            let cut = sim.power_cut(seed);
+            let scan =
+                scan(&cut).unwrap_or_else(|error| panic!("operation {operation}, seed {seed}: {error}"));
+            assert_eq!(scan.end_lsn(), last, "operation {operation}, seed {seed}");
+            cuts += 1;
+        }
+        if let Ok(freed) = freed {
+            assert_eq!((freed, cuts), (3, 7 * 30), "a header and a sync each");
+            return;
+        }
+    }
+}

@@ -143,3 +143,17 @@ fn a_frame_from_the_future_is_not_accepted() {
     let scan = scan(&sim).unwrap();
     assert_eq!((scan.end_lsn(), torn_at(&scan)), (Lsn(0), (SegmentId(0), 4096)));
 }
+
+/// A frame of the segment's former life is not accepted, even if its position and link are the next ones.
+#[test]
+fn a_frame_of_a_former_epoch_is_not_accepted() {
+    let former = Epoch(header().epoch.0 - 1);
+    let frame =
+        FrameHeader { kind: kind(), length: 0, link: 0, epoch: former, lsn: Lsn(1), synced_lsn: Lsn(0) };
+    let sim = segment_of(header(), &[0]);
+    let mut bytes = sim.read_file(segment(0)).unwrap();
+    bytes[4096..4136].copy_from_slice(&frame.encode([].into_iter()).0);
+    sim.write_file(segment(0), &bytes);
+    let scan = scan(&sim).unwrap();
+    assert_eq!((scan.end_lsn(), scan.tail()), (Lsn(0), Tail::Clean));
+}
