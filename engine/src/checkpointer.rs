@@ -11,8 +11,8 @@ use atomtree_recovery::log_records::append_checkpoint;
 use atomtree_recovery::manifest::{self, Summary};
 use atomtree_recovery::plan::{Change, Checkpoint, TransactionId};
 use atomtree_recovery::sweep::discard_original;
-use atomtree_wal::Lsn;
 use atomtree_wal::sync::{self, Thread, now};
+use atomtree_wal::{self as wal, Lsn};
 
 use crate::error::{Error, ErrorKind};
 use crate::store::{CommitState, Engine};
@@ -101,22 +101,26 @@ impl Engine {
             // meanwhile.
             return Ok(());
         }
-        // Now the log is as empty as it gets, but for its active segment.
-        if commits.log.is_worth_rotating() {
-            match commits.log.rotate() {
-                Ok(()) => {
-                    drop(commits);
-                    // In the same turn: until the segment is freed, nothing is unsettled and the log is full all the same.
-                    return self.settle_in_turn(true, None);
-                }
-                // This transaction is not in the log, so its outcome is known.
-                Err(error) if commits.log.is_poisoned() => {
-                    let reason = error.to_string();
-                    self.poison(&reason);
-                    return Err(Error::Poisoned { reason });
-                }
-                Err(_) => {}
+        // Now the log is as empty as it gets, but for segments that there was no space for freeing, and its active one.
+        let settled = commits.settled;
+        let mut made = commits.log.retire(settled.next()).map(|freed| freed > 0);
+        if matches!(made, Ok(false)) && commits.log.is_worth_rotating() {
+            made = commits.log.rotate().map(|()| true);
+            if made.is_ok() {
+                drop(commits);
+                // In the same turn: until the segment is freed, nothing is unsettled and the log is full all the same.
+                return self.settle_in_turn(true, None);
             }
+        }
+        match made {
+            Ok(true) => return Ok(()),
+            // This transaction is not in the log, so its outcome is known.
+            Err(error) if commits.log.is_poisoned() => {
+                let reason = error.to_string();
+                self.poison(&reason);
+                return Err(Error::Poisoned { reason });
+            }
+            Ok(false) | Err(_) => {}
         }
         let reason = "the transaction does not fit into the log; raise log_bytes_max, or split it";
         Err(no_space.unwrap_or_else(|| Error::invalid(ErrorKind::NoSpace, reason)))
@@ -125,7 +129,7 @@ impl Engine {
     /// Settles everything that has been applied.
     ///
     /// # Errors
-    /// `no_space` if there was none for the manifest: then it can be tried again. After any other the store is
+    /// `no_space` if there was none for the manifest or the log's record: then it can be tried again. After any other the store is
     /// poisoned, because what the disk holds is unknown; the log still has everything.
     pub(crate) fn checkpoint(&self) -> Result<(), Error> {
         // One at a time; a second one waits and then settles what has come in since.
@@ -224,13 +228,18 @@ impl Engine {
                 None => commits.settled,
             };
             let record = Checkpoint { watermark: settled.0, next_tx: commits.next_tx };
-            let lsn = match append_checkpoint(&mut commits.log, record) {
-                // The log goes on without the record: where writing a block again takes a new one, as on btrfs, a header
-                // may find no space.
-                Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
-                    return Ok(Err(atomtree_recovery::Error::Log(error)));
+            let lsn = loop {
+                match append_checkpoint(&mut commits.log, record) {
+                    Ok(lsn) => break lsn,
+                    // Where writing a block again takes a new one, as on btrfs, there may be no space. The log goes on
+                    // without the record.
+                    Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
+                        if !self.ballast.release().doing("release", ".atomtree/ballast")? {
+                            return Ok(Err(atomtree_recovery::Error::Log(error)));
+                        }
+                    }
+                    Err(error) => return Err(atomtree_recovery::Error::Log(error).into()),
                 }
-                appended => appended.map_err(atomtree_recovery::Error::Log)?,
             };
             commits.log.sync().map_err(atomtree_recovery::Error::Log)?;
             commits.is_closed = false;
@@ -330,8 +339,9 @@ fn close_settled_log(commits: &mut CommitState) -> Result<(), Error> {
     let log = atomtree_recovery::Error::Log;
     if commits.log.active_bytes() > CLOSE_BYTES_MAX {
         match commits.log.rotate() {
-            // Without a spare the next open reads more, and that is all.
-            Ok(()) | Err(atomtree_wal::Error::Full { .. }) => {}
+            // Without a spare, or space for its header, the next open reads more, and that is all.
+            Ok(()) | Err(wal::Error::Full { .. }) => {}
+            Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {}
             Err(error) => return Err(log(error).into()),
         }
     }

@@ -94,10 +94,13 @@ fn make_private_dir(parent: &dyn Dir, name: &str) -> Result<Arc<dyn Dir>, Error>
 }
 
 /// Removes what is left of a creation that was not finished, because another one was faster. To be called under the
-/// store's lock; it stands in nobody's way, so that failing to remove it is no error.
-pub(crate) fn discard_unfinished(root: &dyn Dir) {
+/// store's lock; it stands in nobody's way, so that failing to remove it is no error. Somebody else's stays.
+pub(crate) fn discard_unfinished(root: &dyn Dir, uid: u32) {
     let remove = || -> Result<(), Error> {
         let dir = root.open_dir(Path::new(STORE_DIR_NEW)).on("open", STORE_DIR_NEW)?;
+        if dir.own_metadata().on("look at", STORE_DIR_NEW)?.uid != uid {
+            return Ok(());
+        }
         let lock = open_lock(&*dir).on("open", STORE_DIR_NEW)?;
         if lock.try_lock(Lock::Exclusive).on("lock", STORE_DIR_NEW)? {
             clear_unfinished(&*dir)?;

@@ -155,7 +155,7 @@ impl Store {
         let allowed = options.allow_owner.filter(|_| identity.uid == 0);
         places.check_ownership(&[Some(identity.uid), allowed].into_iter().flatten().collect::<Vec<_>>())?;
         let lock = StoreLock::take(&places)?;
-        discard_unfinished(&*places.root);
+        discard_unfinished(&*places.root, identity.uid);
         let engine = Engine::open(places, options, lock, warnings)?;
         let checkpointer = match engine.options.checkpoints {
             Checkpoints::Background => {
@@ -219,8 +219,8 @@ impl Store {
     /// it. What was submitted and is not applied yet is not waited for.
     ///
     /// # Errors
-    /// `no_space`, after which it can be tried again, unless it was a sync or the log that met it. Then, and after any
-    /// other, the store is poisoned; the log still has everything.
+    /// `no_space`, after which it can be tried again, unless it was a sync that met it. Then, and after any other, the store
+    /// is poisoned; the log still has everything.
     pub fn checkpoint(&self) -> Result<(), Error> {
         self.shared.engine.checkpoint()
     }

@@ -381,6 +381,7 @@ impl<'a> Applier<'a> {
             // Without an exchange a power cut could keep the rename that destroys a name, and not the second name that
             // was given before. That does not matter for what the log explains; anything else leaves by one rename.
             if exists && !self.can_exchange {
+                self.judge_earlier(slot, path, recognise)?;
                 match recognise(&*dir, path.name()) {
                     Ok(true) => {}
                     Ok(false) => {
@@ -545,6 +546,21 @@ impl<'a> Applier<'a> {
             result => result?,
         }
         slot_dir.rename(&original, slot_dir, &slot.os_name())
+    }
+
+    /// Without an exchange, what an earlier attempt took out may wait beside the slot while the new content is still in it,
+    /// and a second one of that name may come out.
+    fn judge_earlier(&mut self, slot: &Slot, path: &TreePath, recognise: Recognise<'_>) -> io::Result<()> {
+        let slot_dir = self.slots.of(self.places, slot)?;
+        let original = original_name(slot);
+        if is_free(&*slot_dir, &original)? || is_free(&*slot_dir, &slot.os_name())? {
+            return Ok(());
+        }
+        if slot_dir.metadata(&original)?.kind != Kind::Dir && recognise(&*slot_dir, &original)? {
+            // A second name of what stands in the tree, or an original that somebody has put back.
+            return slot_dir.remove_file(&original);
+        }
+        self.quarantine(&*slot_dir, &original, path)
     }
 
     /// Compares what came out into the slot, and quarantines it if it was not expected.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use atomtree::{Checkpoints, Error, ErrorKind, Options, Store};
-use atomtree_vfs::faults::{Fault, Faults, Verb, fail_nothing};
+use atomtree_vfs::faults::{Call, Fault, Faults, Verb, fail_nothing};
 use atomtree_vfs::sim::Sim;
 use atomtree_vfs::{Access, Lock, Vfs};
 
@@ -211,38 +211,53 @@ fn the_slots_of_a_living_process_are_left_alone() {
     assert_eq!(stage.list().unwrap(), []);
 }
 
-/// Goal: a checkpoint whose record needs another segment, and finds no space for its header, can be made again. Method: many
-/// small commits, so that some checkpoint's record is the one that does not fit; the first write to a segment that no
-/// commit has written to fails.
+/// Goal: a checkpoint that finds no space for the header of a segment, when its record needs another one or when one is
+/// freed, can be made again, and commits go on once there is space. Method: many small commits, so that some checkpoint's
+/// record is the one that does not fit; writing its header fails, or that of the segment before. There is never room for
+/// a third.
 #[test]
 fn a_checkpoint_that_finds_no_space_for_a_header_is_made_later() {
     let sim = machine();
-    let faults = Faults::new(Arc::new(sim), fail_nothing());
+    let faults = Faults::new(Arc::new(sim.clone()), fail_nothing());
     let store = options(&faults).open("/tree").unwrap();
-    let mut put_off = 0;
-    for n in 0..1500_usize {
-        let written = Arc::new(Mutex::new(None));
-        let last = Arc::clone(&written);
+    let is_of_segment = |call: &Call, verb: Verb| {
+        let name = call.name.as_ref().map(|name| name.to_string_lossy());
+        call.verb == verb && name.is_some_and(|name| name.ends_with(".seg"))
+    };
+    let (mut put_off, mut hit) = (0, 0);
+    for n in 0..3000_usize {
+        let active = Arc::new(Mutex::new(None));
+        let last = Arc::clone(&active);
         faults.set_rule(Arc::new(move |call| {
-            let is_segment = call.name.as_ref().is_some_and(|name| name.to_string_lossy().ends_with(".seg"));
-            if call.verb == Verb::WriteAt && is_segment {
+            if is_of_segment(call, Verb::WriteAt) {
                 *last.lock().unwrap() = call.name.clone();
             }
-            None
+            is_of_segment(call, Verb::Allocate).then_some(Fault::Error(28))
         }));
-        put(&store, "a", &vec![1; n % 97]).unwrap();
-        let (active, is_over) = (written.lock().unwrap().clone(), AtomicBool::new(false));
+        put(&store, "a", &vec![1; n % 97]).unwrap_or_else(|error| panic!("commit {n}: {error}"));
+        let active = active.lock().unwrap().clone();
+        // Either the record's new segment is refused, or, once it has been taken, that the old one is free.
+        let (has_rotated, is_hit) = (AtomicBool::new(false), Arc::new(AtomicBool::new(false)));
+        let was_hit = Arc::clone(&is_hit);
         faults.set_rule(Arc::new(move |call| {
-            let is_segment = call.name.as_ref().is_some_and(|name| name.to_string_lossy().ends_with(".seg"));
-            let is_other = call.verb == Verb::WriteAt && is_segment && call.name != active;
-            (is_other && !is_over.swap(true, Ordering::Relaxed)).then_some(Fault::Error(28))
+            if !is_of_segment(call, Verb::WriteAt) {
+                return is_of_segment(call, Verb::Allocate).then_some(Fault::Error(28));
+            }
+            let is_new = call.name != active;
+            let fails = if n % 2 == 0 { is_new } else { !is_new && has_rotated.load(Ordering::Relaxed) };
+            has_rotated.fetch_or(is_new, Ordering::Relaxed);
+            was_hit.fetch_or(fails, Ordering::Relaxed);
+            fails.then_some(Fault::Error(28))
         }));
         if let Err(error) = store.checkpoint() {
             assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
             put_off += 1;
-            store.checkpoint().unwrap();
         }
+        hit += u64::from(is_hit.load(Ordering::Relaxed));
     }
-    assert!(put_off > 0, "no record needed another segment");
+    faults.set_rule(fail_nothing());
+    assert!(put_off > 0 && hit > put_off, "{put_off} of {hit} were put off");
+    store.checkpoint().unwrap();
     store.close().unwrap();
+    assert_eq!(options(&sim).open("/tree").unwrap().recovery(), &atomtree::RecoveryReport::default());
 }

@@ -529,9 +529,8 @@ pub const MUTANTS: &[Mutant] = &[
         ),
         edits: &[Edit {
             file: "wal/src/scan.rs",
-            from: "                check_header_is_newest(&segment)?;
-",
-            to: "",
+            from: "            && check_header_is_newest(segment).is_err()",
+            to: "            && check_header_is_newest(segment).is_err_and(|_| false)",
         }],
     },
     // Poison a store whose checkpoint can be made later.
@@ -540,8 +539,30 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("upkeep::a_checkpoint_that_finds_no_space_for_a_header_is_made_later"),
         edits: &[Edit {
             file: "engine/src/checkpointer.rs",
-            from: "Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {",
-            to: "Err(error) if error.is_no_space() && commits.log.is_poisoned() => {",
+            from: "                    Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
+                        if",
+            to: "                    Err(error) if error.is_no_space() && commits.log.is_poisoned() => {
+                        if",
+        }],
+    },
+    // Leave a log full whose segment could not be freed for want of space.
+    Mutant {
+        name: "forget-a-segment-that-was-left",
+        suite: Suite::It("upkeep::a_checkpoint_that_finds_no_space_for_a_header_is_made_later"),
+        edits: &[Edit {
+            file: "engine/src/checkpointer.rs",
+            from: "let mut made = commits.log.retire(settled.next()).map(|freed| freed > 0);",
+            to: "let mut made = if settled == Lsn(0) { commits.log.retire(settled).map(|freed| freed > 0) } else { Ok(false) };",
+        }],
+    },
+    // Write frames under a header that only the cache has.
+    Mutant {
+        name: "skip-the-sync-of-a-new-segment",
+        suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
+        edits: &[Edit {
+            file: "wal/src/log.rs",
+            from: r#"let written = written.and_then(|()| next.file.sync_data().doing("sync", header.segment));"#,
+            to: "",
         }],
     },
 ];

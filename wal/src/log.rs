@@ -339,10 +339,12 @@ impl Log {
 
     fn mark_closed(&mut self, closed: Lsn) -> Result<(), Error> {
         let header = Header { closed, ..self.active.header };
-        let written = self.active.write_header(header).and_then(|()| {
-            let id = self.active.id();
-            self.active.file.sync_data().doing("sync", id)
-        });
+        let written = self.active.write_header(header);
+        if written.as_ref().is_err_and(|error| self.active.is_untouched_after(error)) {
+            return written;
+        }
+        let id = self.active.id();
+        let written = written.and_then(|()| self.active.file.sync_data().doing("sync", id));
         if let Err(error) = &written {
             self.poisoned = Some(error.to_string());
         }

@@ -108,10 +108,19 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
     let (mut active, mut free, mut unfinished) = (Vec::new(), Vec::new(), Vec::new());
     for entry in dir.list().on_directory("list")? {
         let Some(id) = entry.name.to_str().and_then(SegmentId::from_file_name) else { continue };
-        match Segment::open(dir, log, id, access)? {
+        let mut opened = Segment::open(dir, log, id, access)?;
+        if let Opened::Segment(segment) = &opened
+            && check_header_is_newest(segment).is_err()
+        {
+            // A writer may have gone on in it since its header was read; then the second look is at the new one.
+            opened = Segment::open(dir, log, id, access)?;
+            if let Opened::Segment(segment) = &opened {
+                check_header_is_newest(segment)?;
+            }
+        }
+        match opened {
             Opened::Unfinished => unfinished.push(id),
             Opened::Segment(segment) => {
-                check_header_is_newest(&segment)?;
                 let is_free = segment.header.state == State::Free;
                 if is_free { free.push(segment) } else { active.push(segment) }
             }
@@ -215,7 +224,11 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
 fn check_header_is_newest(segment: &Segment) -> Result<(), Error> {
     let header = &segment.header;
     let mut bytes = [0; FRAME_HEADER_BYTES];
-    segment.file.read_exact_at(&mut bytes, HEADER_AREA_BYTES).doing("read", header.segment)?;
+    match segment.file.read_exact_at(&mut bytes, HEADER_AREA_BYTES) {
+        // Nothing in it counts.
+        Err(_) if header.state == State::Free => return Ok(()),
+        read => read.doing("read", header.segment)?,
+    }
     let Some(first) = FrameHeader::decode(&bytes).filter(|first| first.epoch > header.epoch) else {
         return Ok(());
     };
