@@ -62,8 +62,8 @@ impl Place {
         };
         let begun = Self::begin(&dir, is_ours, seed);
         if begun.is_err() && is_ours {
-            // What it held, if anything, was made a moment ago.
-            let _ = fs::remove_dir_all(&dir);
+            // It is empty again, unless somebody else has come meanwhile, and then it stays.
+            let _ = fs::remove_dir(&dir);
         }
         begun
     }
@@ -79,15 +79,16 @@ impl Place {
             return Err(Failure::new(ErrorKind::NoSpace, message).about(dir));
         }
         let workload = Workload { seed, moves_dirs: file_system.name != "overlayfs" };
+        let compares_modes = !hands_on_modes(dir)?;
         let begin = || -> io::Result<Log> {
-            let log = Log::create(dir, LOG_FILE, workload)?;
-            fs::create_dir(dir.join(TREE))?;
-            File::open(dir)?.sync_all()?;
-            Ok(log)
+            let tree = dir.join(TREE);
+            fs::create_dir(&tree)?;
+            Log::create(dir, LOG_FILE, workload).inspect_err(|_| {
+                let _ = fs::remove_dir(&tree);
+            })
         };
         let log = begin().map_err(|error| failed("begin in", dir, &error))?;
-        let (dir, compares_modes) = (dir.to_owned(), !hands_on_modes(dir)?);
-        Ok(Self { dir, file_system, workload, compares_modes, is_ours, log })
+        Ok(Self { dir: dir.to_owned(), file_system, workload, compares_modes, is_ours, log })
     }
 
     /// Takes a directory that an earlier run has left, and what was acknowledged there, as far as the log knows.
@@ -199,13 +200,17 @@ impl Place {
 }
 
 impl Log {
+    /// Makes a durable log. If it fails, there is none.
     fn create(dir: &Path, name: &str, workload: Workload) -> io::Result<Self> {
-        let file = File::create_new(dir.join(name))?;
+        let path = dir.join(name);
+        let file = File::create_new(&path)?;
         let mut log = Self { file, bytes: 0, synced: Instant::now() };
         let (version, Workload { seed, moves_dirs }) = (env!("CARGO_PKG_VERSION"), workload);
-        log.say(&format!("atomtree {version} torture, seed={seed} moves_dirs={moves_dirs}"))?;
-        log.file.sync_all()?;
-        Ok(log)
+        let begun = log.say(&format!("atomtree {version} torture, seed={seed} moves_dirs={moves_dirs}"));
+        let durable = begun.and_then(|()| log.file.sync_all()).and_then(|()| File::open(dir)?.sync_all());
+        durable.map(|()| log).inspect_err(|_| {
+            let _ = fs::remove_file(&path);
+        })
     }
 
     fn open(dir: &Path) -> io::Result<Self> {
@@ -229,7 +234,9 @@ impl Log {
 fn make(dir: &Path) -> Result<bool, Failure> {
     match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(dir).map_err(|error| failed("make", dir, &error))?;
+            // One that somebody else makes meanwhile is refused.
+            let made = fs::create_dir_all(dir.parent().unwrap_or(dir)).and_then(|()| fs::create_dir(dir));
+            made.map_err(|error| failed("make", dir, &error))?;
             Ok(true)
         }
         Err(error) => Err(failed("look into", dir, &error)),
@@ -301,5 +308,19 @@ mod tests {
         assert_eq!((opened.workload, acknowledged), (workload, standing));
         place.remove().unwrap();
         assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+    }
+
+    /// Goal: a run that can't begin removes nothing of somebody else's, and leaves nothing of its own. Method: each name
+    /// that it would give is taken when it has found the directory empty.
+    #[test]
+    fn a_run_that_cannot_begin_removes_only_its_own() {
+        for taken in [TREE, LOG_FILE] {
+            let scratch = tempfile::tempdir().unwrap();
+            let file = scratch.path().join(taken);
+            fs::write(&file, "stays").unwrap();
+            assert!(Place::begin(scratch.path(), true, 5).is_err());
+            assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+            assert_eq!(fs::read(file).unwrap(), b"stays");
+        }
     }
 }
