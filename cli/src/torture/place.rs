@@ -20,6 +20,8 @@ use crate::torture::workload::Workload;
 pub(super) const BYTES_MAX: u64 = 128 << 20;
 const TREE: &str = "tree";
 const NEW_TREE: &str = "new";
+/// The name of such a tree while it is removed: half a store under its own name would look broken to `--check`.
+const REMOVED_TREE: &str = "removed";
 const LOG_FILE: &str = "torture.log";
 /// What the log was before it was begun again.
 const LOG_FILE_OLD: &str = "torture.log.old";
@@ -148,7 +150,10 @@ impl Place {
     }
 
     pub(super) fn remove_tree(&self, tree: &Path) -> Result<(), Failure> {
-        fs::remove_dir_all(tree).map_err(|error| failed("remove a tree in", &self.dir, &error))
+        let doomed = self.dir.join(REMOVED_TREE);
+        // No sync between the two: it might make durable what atomtree has forgotten to.
+        let removed = fs::rename(tree, &doomed).and_then(|()| fs::remove_dir_all(&doomed));
+        removed.map_err(|error| failed("remove a tree in", &self.dir, &error))
     }
 
     /// Writes a line to the log.
@@ -187,8 +192,10 @@ impl Place {
     /// Removes what was made.
     pub(super) fn remove(self) -> Result<(), Failure> {
         let remove = || -> io::Result<()> {
-            fs::remove_dir_all(self.tree())?;
+            // Without it `--check` looks at nothing, and so not at half a tree.
             fs::remove_file(self.dir.join(LOG_FILE))?;
+            File::open(&self.dir)?.sync_all()?;
+            fs::remove_dir_all(self.tree())?;
             match fs::remove_file(self.dir.join(LOG_FILE_OLD)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -279,6 +286,8 @@ fn failed(what: &str, dir: &Path, error: &io::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     /// Goal: the log stays short for however long it runs, and knows all the same what was acknowledged. Method: more
@@ -308,6 +317,32 @@ mod tests {
         assert_eq!((opened.workload, acknowledged), (workload, standing));
         place.remove().unwrap();
         assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+    }
+
+    /// Goal: a run that is ended while it removes a tree leaves no half of one to `--check`. Method: what stands there is
+    /// looked at again and again meanwhile.
+    #[test]
+    fn no_half_of_a_tree_is_left_to_a_check() {
+        const FILES: usize = 3000;
+        let scratch = tempfile::tempdir().unwrap();
+        let place = Place::begin(scratch.path(), false, 5).unwrap();
+        let (tree, new, log) = (place.tree(), place.make_tree().unwrap(), scratch.path().join(LOG_FILE));
+        for n in 0..FILES {
+            fs::write(tree.join(n.to_string()), "").unwrap();
+            fs::write(new.join(n.to_string()), "").unwrap();
+        }
+        let is_whole = |tree: &Path| fs::read_dir(tree).is_ok_and(|names| names.count() == FILES);
+        thread::scope(|scope| {
+            let removing = scope.spawn(|| {
+                place.remove_tree(&new).unwrap();
+                place.remove().unwrap();
+            });
+            while !removing.is_finished() {
+                assert!(is_whole(&new) || !new.exists());
+                assert!(is_whole(&tree) || !log.exists());
+            }
+        });
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     }
 
     /// Goal: a run that can't begin removes nothing of somebody else's, and leaves nothing of its own. Method: each name
