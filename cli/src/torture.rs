@@ -195,7 +195,10 @@ impl Found {
             Ok(()) if has_shown => Verdict::Fine,
             Ok(()) => Verdict::Nothing,
             Err(Stop::Broken(what)) => {
-                place.say(&format!("broken: {what}"))?;
+                // The verdict stands, whether or not the log can say it.
+                if let Err(failure) = place.say(&format!("broken: {what}")) {
+                    complain(&failure.message);
+                }
                 self.broken = Some(what);
                 Verdict::Broken
             }

@@ -289,6 +289,9 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::torture::check::{Checker, Stop};
+    use crate::torture::rounds::Figures;
+    use crate::torture::{Found, Verdict};
 
     /// Goal: the log stays short for however long it runs, and knows all the same what was acknowledged. Method: more
     /// checks than it has room for, twice, and a line torn off at its end, as by a power cut.
@@ -343,6 +346,19 @@ mod tests {
             }
         });
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+
+    /// Goal: a broken promise is told even where the log can't be written. Method: a log that is open for reading only.
+    #[test]
+    fn a_verdict_needs_no_log() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut place = Place::begin(scratch.path(), false, 5).unwrap();
+        place.log.file = File::open(scratch.path().join(LOG_FILE)).unwrap();
+        assert!(place.say("nothing").is_err());
+        let checker = Checker::new(place.workload, place.compares_modes);
+        let mut found = Found::new(&place, Figures::default(), &checker, Duration::ZERO);
+        found.conclude(Err(Stop::Broken("w0 is lost".to_owned())), true, &mut place).unwrap();
+        assert!(found.verdict == Verdict::Broken && found.broken.as_deref() == Some("w0 is lost"));
     }
 
     /// Goal: a run that can't begin removes nothing of somebody else's, and leaves nothing of its own. Method: each name
