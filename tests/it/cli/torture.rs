@@ -71,6 +71,13 @@ fn it_runs_on_a_file_system_of_its_own() {
     // What it does not do itself: the power goes while it runs.
     let running = Running::start(volume.path().join("cut"));
     let root = running.root.clone();
+    // A log that the power takes away shows nothing; the run goes on before it is cut.
+    let log = fs::File::open(root.join("torture.log")).unwrap();
+    log.sync_all().unwrap();
+    let bytes = || log.metadata().unwrap().len();
+    let synced = bytes();
+    wait_until(|| bytes() > synced);
+    drop(log);
     let cut = volume.cut_power();
     if let Err(reason) = &cut {
         println!("skipped: a power cut while torture runs: {reason}");
@@ -292,6 +299,13 @@ fn whatever_is_changed_in_a_tree_is_found() {
         assert!(ran.status == status && broken.contains(told), "{harm}: {ran:?}");
         fs::remove_dir_all(copy).unwrap();
     }
+
+    // Where the log says of nothing that it was acknowledged, nothing can be missing, and so nothing is shown.
+    change(&kept.join("torture.log"), |log| {
+        log.truncate(log.iter().position(|byte| *byte == b'\n').expect("the line of the seed") + 1);
+    });
+    let (found, ran) = tortured(&kept, &["--check"]);
+    assert_eq!((ran.status, &found["verdict"]), (1, &"nothing".into()), "{ran:?}");
 }
 
 fn change(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
