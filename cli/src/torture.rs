@@ -116,7 +116,7 @@ pub(crate) fn check_left(common: &Common) -> Result<u8, Failure> {
     let mut checker = Checker::new(place.workload, place.compares_modes);
     let ended = check_all(&mut checker, &place, &acknowledged);
     drop(progress);
-    let has_shown = checker.last_tx > 1;
+    let has_shown = acknowledged != Standing::default();
     let mut found = Found::new(&place, Figures::default(), &checker, started.elapsed());
     found.not_shown = "what was acknowledged after the last line of torture.log";
     found.conclude(ended, has_shown, &mut place)?;
@@ -195,7 +195,10 @@ impl Found {
             Ok(()) if has_shown => Verdict::Fine,
             Ok(()) => Verdict::Nothing,
             Err(Stop::Broken(what)) => {
-                place.say(&format!("broken: {what}"))?;
+                // The verdict stands, whether or not the log can say it.
+                if let Err(failure) = place.say(&format!("broken: {what}")) {
+                    complain(&failure.message);
+                }
                 self.broken = Some(what);
                 Verdict::Broken
             }

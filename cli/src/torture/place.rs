@@ -20,6 +20,8 @@ use crate::torture::workload::Workload;
 pub(super) const BYTES_MAX: u64 = 128 << 20;
 const TREE: &str = "tree";
 const NEW_TREE: &str = "new";
+/// The name of such a tree while it is removed: half a store under its own name would look broken to `--check`.
+const REMOVED_TREE: &str = "removed";
 const LOG_FILE: &str = "torture.log";
 /// What the log was before it was begun again.
 const LOG_FILE_OLD: &str = "torture.log.old";
@@ -62,8 +64,8 @@ impl Place {
         };
         let begun = Self::begin(&dir, is_ours, seed);
         if begun.is_err() && is_ours {
-            // What it held, if anything, was made a moment ago.
-            let _ = fs::remove_dir_all(&dir);
+            // It is empty again, unless somebody else has come meanwhile, and then it stays.
+            let _ = fs::remove_dir(&dir);
         }
         begun
     }
@@ -79,15 +81,16 @@ impl Place {
             return Err(Failure::new(ErrorKind::NoSpace, message).about(dir));
         }
         let workload = Workload { seed, moves_dirs: file_system.name != "overlayfs" };
+        let compares_modes = !hands_on_modes(dir)?;
         let begin = || -> io::Result<Log> {
-            let log = Log::create(dir, LOG_FILE, workload)?;
-            fs::create_dir(dir.join(TREE))?;
-            File::open(dir)?.sync_all()?;
-            Ok(log)
+            let tree = dir.join(TREE);
+            fs::create_dir(&tree)?;
+            Log::create(dir, LOG_FILE, workload).inspect_err(|_| {
+                let _ = fs::remove_dir(&tree);
+            })
         };
         let log = begin().map_err(|error| failed("begin in", dir, &error))?;
-        let (dir, compares_modes) = (dir.to_owned(), !hands_on_modes(dir)?);
-        Ok(Self { dir, file_system, workload, compares_modes, is_ours, log })
+        Ok(Self { dir: dir.to_owned(), file_system, workload, compares_modes, is_ours, log })
     }
 
     /// Takes a directory that an earlier run has left, and what was acknowledged there, as far as the log knows.
@@ -147,7 +150,10 @@ impl Place {
     }
 
     pub(super) fn remove_tree(&self, tree: &Path) -> Result<(), Failure> {
-        fs::remove_dir_all(tree).map_err(|error| failed("remove a tree in", &self.dir, &error))
+        let doomed = self.dir.join(REMOVED_TREE);
+        // No sync between the two: it might make durable what atomtree has forgotten to.
+        let removed = fs::rename(tree, &doomed).and_then(|()| fs::remove_dir_all(&doomed));
+        removed.map_err(|error| failed("remove a tree in", &self.dir, &error))
     }
 
     /// Writes a line to the log.
@@ -171,9 +177,11 @@ impl Place {
             let mut log = Log::create(&self.dir, LOG_FILE_NEW, self.workload)?;
             log.say(&format!("{what}; {ACKNOWLEDGED}{}", acknowledged.spelled()))?;
             log.file.sync_all()?;
-            match fs::remove_file(name(LOG_FILE_OLD)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => fs::hard_link(name(LOG_FILE), name(LOG_FILE_OLD))?,
+            // Some file systems refuse links, and the old log only tells more.
+            let _ = fs::remove_file(name(LOG_FILE_OLD));
+            match fs::hard_link(name(LOG_FILE), name(LOG_FILE_OLD)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
             // There is one under its name at any moment.
             fs::rename(name(LOG_FILE_NEW), name(LOG_FILE))?;
@@ -186,8 +194,10 @@ impl Place {
     /// Removes what was made.
     pub(super) fn remove(self) -> Result<(), Failure> {
         let remove = || -> io::Result<()> {
-            fs::remove_dir_all(self.tree())?;
+            // Without it `--check` looks at nothing, and so not at half a tree.
             fs::remove_file(self.dir.join(LOG_FILE))?;
+            File::open(&self.dir)?.sync_all()?;
+            fs::remove_dir_all(self.tree())?;
             match fs::remove_file(self.dir.join(LOG_FILE_OLD)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -199,13 +209,17 @@ impl Place {
 }
 
 impl Log {
+    /// Makes a durable log. If it fails, there is none.
     fn create(dir: &Path, name: &str, workload: Workload) -> io::Result<Self> {
-        let file = File::create_new(dir.join(name))?;
+        let path = dir.join(name);
+        let file = File::create_new(&path)?;
         let mut log = Self { file, bytes: 0, synced: Instant::now() };
         let (version, Workload { seed, moves_dirs }) = (env!("CARGO_PKG_VERSION"), workload);
-        log.say(&format!("atomtree {version} torture, seed={seed} moves_dirs={moves_dirs}"))?;
-        log.file.sync_all()?;
-        Ok(log)
+        let begun = log.say(&format!("atomtree {version} torture, seed={seed} moves_dirs={moves_dirs}"));
+        let durable = begun.and_then(|()| log.file.sync_all()).and_then(|()| File::open(dir)?.sync_all());
+        durable.map(|()| log).inspect_err(|_| {
+            let _ = fs::remove_file(&path);
+        })
     }
 
     fn open(dir: &Path) -> io::Result<Self> {
@@ -229,7 +243,9 @@ impl Log {
 fn make(dir: &Path) -> Result<bool, Failure> {
     match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(dir).map_err(|error| failed("make", dir, &error))?;
+            // One that somebody else makes meanwhile is refused.
+            let made = fs::create_dir_all(dir.parent().unwrap_or(dir)).and_then(|()| fs::create_dir(dir));
+            made.map_err(|error| failed("make", dir, &error))?;
             Ok(true)
         }
         Err(error) => Err(failed("look into", dir, &error)),
@@ -272,10 +288,16 @@ fn failed(what: &str, dir: &Path, error: &io::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
+    use crate::torture::check::{Checker, Stop};
+    use crate::torture::rounds::Figures;
+    use crate::torture::{Found, Verdict};
 
     /// Goal: the log stays short for however long it runs, and knows all the same what was acknowledged. Method: more
-    /// checks than it has room for, twice, and a line torn off at its end, as by a power cut.
+    /// checks than it has room for, twice, and once more where the old log can't be kept; then a line torn off at its
+    /// end, as by a power cut.
     #[test]
     fn the_log_stays_short_and_forgets_nothing() {
         let scratch = tempfile::tempdir().unwrap();
@@ -284,7 +306,11 @@ mod tests {
         let workload = place.workload;
         let mut standing = Standing::default();
         let bytes = |name: &str| fs::metadata(dir.join(name)).map_or(0, |found| found.len());
-        for _ in 0..2 {
+        for keeps_old in [true, true, false] {
+            if !keeps_old {
+                fs::remove_file(dir.join(LOG_FILE_OLD)).unwrap();
+                fs::create_dir(dir.join(LOG_FILE_OLD)).unwrap();
+            }
             let mut longest = 0;
             while bytes(LOG_FILE) > longest {
                 longest = bytes(LOG_FILE);
@@ -295,11 +321,65 @@ mod tests {
             assert!(bytes(LOG_FILE_OLD) < LOG_BYTES_MAX + 1000);
             assert_eq!(Place::open(dir).unwrap().1, standing);
         }
+        fs::remove_dir(dir.join(LOG_FILE_OLD)).unwrap();
         place.log.file.write_all(b"round 7; acknowledged w0=9 w3=1\0\0\0").unwrap();
         standing.workers[0] = 9;
         let (opened, acknowledged) = Place::open(dir).unwrap();
         assert_eq!((opened.workload, acknowledged), (workload, standing));
         place.remove().unwrap();
         assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+    }
+
+    /// Goal: a run that is ended while it removes a tree leaves no half of one to `--check`. Method: what stands there is
+    /// looked at again and again meanwhile.
+    #[test]
+    fn no_half_of_a_tree_is_left_to_a_check() {
+        const FILES: usize = 3000;
+        let scratch = tempfile::tempdir().unwrap();
+        let place = Place::begin(scratch.path(), false, 5).unwrap();
+        let (tree, new, log) = (place.tree(), place.make_tree().unwrap(), scratch.path().join(LOG_FILE));
+        for n in 0..FILES {
+            fs::write(tree.join(n.to_string()), "").unwrap();
+            fs::write(new.join(n.to_string()), "").unwrap();
+        }
+        let is_whole = |tree: &Path| fs::read_dir(tree).is_ok_and(|names| names.count() == FILES);
+        thread::scope(|scope| {
+            let removing = scope.spawn(|| {
+                place.remove_tree(&new).unwrap();
+                place.remove().unwrap();
+            });
+            while !removing.is_finished() {
+                assert!(is_whole(&new) || !new.exists());
+                assert!(is_whole(&tree) || !log.exists());
+            }
+        });
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+
+    /// Goal: a broken promise is told even where the log can't be written. Method: a log that is open for reading only.
+    #[test]
+    fn a_verdict_needs_no_log() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut place = Place::begin(scratch.path(), false, 5).unwrap();
+        place.log.file = File::open(scratch.path().join(LOG_FILE)).unwrap();
+        assert!(place.say("nothing").is_err());
+        let checker = Checker::new(place.workload, place.compares_modes);
+        let mut found = Found::new(&place, Figures::default(), &checker, Duration::ZERO);
+        found.conclude(Err(Stop::Broken("w0 is lost".to_owned())), true, &mut place).unwrap();
+        assert!(found.verdict == Verdict::Broken && found.broken.as_deref() == Some("w0 is lost"));
+    }
+
+    /// Goal: a run that can't begin removes nothing of somebody else's, and leaves nothing of its own. Method: each name
+    /// that it would give is taken when it has found the directory empty.
+    #[test]
+    fn a_run_that_cannot_begin_removes_only_its_own() {
+        for taken in [TREE, LOG_FILE] {
+            let scratch = tempfile::tempdir().unwrap();
+            let file = scratch.path().join(taken);
+            fs::write(&file, "stays").unwrap();
+            assert!(Place::begin(scratch.path(), true, 5).is_err());
+            assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+            assert_eq!(fs::read(file).unwrap(), b"stays");
+        }
     }
 }
