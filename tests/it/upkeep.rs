@@ -211,8 +211,8 @@ fn the_slots_of_a_living_process_are_left_alone() {
     assert_eq!(stage.list().unwrap(), []);
 }
 
-/// Goal: a checkpoint whose record needs another segment, and finds no space for its header, can be made again. Method: many
-/// small commits, so that some checkpoint's record is the one that does not fit; the first write to a segment that no
+/// Goal: a checkpoint whose record needs another segment, and finds no space for its header, can be made again. Method:
+/// many small commits, so that some checkpoint's record is the one that does not fit; the first write to a segment that no
 /// commit has written to fails.
 #[test]
 fn a_checkpoint_that_finds_no_space_for_a_header_is_made_later() {
