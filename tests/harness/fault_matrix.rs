@@ -433,11 +433,11 @@ fn is_final(cell: &Cell) -> bool {
 }
 
 /// Whether what a failed sync is of can be written anew, as another file: a new segment, and where there was no space a
-/// manifest, and the copy of an original.
+/// manifest.
 fn can_be_written_anew(cell: &Cell) -> bool {
     match cell.key.0.file.as_str() {
         "wal/src/segment.rs" => true,
-        "recovery/src/manifest.rs" | "recovery/src/apply.rs" => cell.errno.kind() == ErrorKind::NoSpace,
+        "recovery/src/manifest.rs" => cell.errno.kind() == ErrorKind::NoSpace,
         _ => false,
     }
 }

@@ -368,7 +368,8 @@ fn names_of(path: &str, snapshots: &[Snapshot]) -> BTreeSet<String> {
 /// * Something at a name that was free: that it stays there, in the place of a file or of nothing, or that its
 ///   directory is the one that was to be made there. A directory that moves there is never kept out.
 /// * An edit of a file: that at any of its names stands the edit, or what another allowed tree has there, or nothing if
-///   it was removed or stands at another of them; or, at and below a name that is reported lost, what stood there before: an inode that moves, and that the other program destroyed, cannot be put anywhere.
+///   it was removed or stands at another of them; or, at and below a name that is reported lost, what stood there before:
+///   an inode that moves, and that the other program destroyed, cannot be put anywhere.
 /// * A mode: that mode, at any of the names.
 /// * A directory taken away, replaced or removed: everything at and below any name that it, or anything in it, has in
 ///   any of the trees. The contents of the allowed tree are somewhere all the same, but for those that were removed.

@@ -10,9 +10,9 @@ mod operations;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
+use atomtree_tests::signals::{Signal, signal};
 use atomtree_tests::volume::{Kind, Volume, or_skip};
 
 use crate::basics::{Random, child, child_root};
@@ -35,14 +35,9 @@ fn committer(root: &Path, test: &str, random: &mut Random) -> Speaking {
     Speaking::start(child(&format!("power_cuts::{test}"), root).env("ATOMTREE_THREADS", threads.to_string()))
 }
 
-fn signal(speaking: &Speaking, signal: &str) {
-    let status = Command::new("kill").args([signal, &speaking.child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-}
-
-/// Cuts the power under a child, and mounts the volume again; everything on it that is open in this process is given in
-/// `open`, to be closed by then. What the child says afterwards counts as far as it is
-/// acknowledged; that everything fails by then is no complaint.
+/// Cuts the power under a child, and mounts the volume again. What of it is open in this process is given in `open`, to
+/// be closed in between. Of what the child says after the cut its acknowledgements count; that everything fails by then is
+/// no complaint.
 fn cut<T>(
     volume: &Volume,
     mut speaking: Speaking,
@@ -53,7 +48,7 @@ fn cut<T>(
 ) {
     if volume.kind() == Kind::Btrfs {
         // Its image is copied, and must show one moment.
-        signal(&speaking, "-STOP");
+        signal(&speaking.child, Signal::STOP);
     }
     said.extend(speaking.so_far());
     volume.cut_power().unwrap_or_else(|reason| panic!("{label}: {reason}"));
@@ -109,14 +104,14 @@ fn an_image_copied_in_the_middle_of_commits_keeps_every_acknowledged_version() {
         for round in 0..ROUNDS {
             let label = format!("{} copy {round}", kind.name());
             std::thread::sleep(Duration::from_micros(random.below(120_000)));
-            signal(&speaking, "-STOP");
-            // What it wrote before it was stopped may still be on its way through the pipe.
+            signal(&speaking.child, Signal::STOP);
+            // For most of what it wrote before it was stopped to come through the pipe; the rest is heard next time.
             std::thread::sleep(Duration::from_millis(50));
             said.extend(speaking.so_far());
             assert_eq!(chain.hear(said.drain(..), &label), Vec::<String>::new(), "{label}: it complained");
             let cut = volume.power_cut().unwrap();
             chain.open_copy(&cut.path().join("tree"), &label);
-            signal(&speaking, "-CONT");
+            signal(&speaking.child, Signal::CONT);
         }
         speaking.child.kill().unwrap();
         speaking.end();

@@ -7,6 +7,10 @@ mod swaps;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long a race goes on, on a machine so slow that what it is about does not come sooner.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What happened how often, for people and for the assertions that it did.
 #[derive(Default)]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atomtree::{Durability, Error, ErrorKind, Inspection, Options, Receipt, RecoveryReport, Store, Ticket};
 use atomtree_vfs::faults::{Fault, Faults, Verb, fail_nothing};
@@ -25,6 +25,9 @@ use crate::tickets::{block_on, within};
 /// How many threads commit, and how many submit.
 const COMMITTERS: u64 = 3;
 const SUBMITTERS: u64 = 3;
+
+/// Long enough for each thread to get through, on a slow machine under a sanitizer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn duration() -> Duration {
     let seconds = std::env::var("ATOMTREE_STRESS_SECONDS").ok().map(|seconds| seconds.parse().unwrap());
@@ -43,6 +46,11 @@ struct Acknowledged([AtomicU64; (COMMITTERS + SUBMITTERS) as usize]);
 impl Acknowledged {
     fn note(&self, thread: u64, n: u64) {
         self.0[thread as usize].fetch_max(n, Ordering::Relaxed);
+    }
+
+    /// Whether every thread got through.
+    fn has_all(&self) -> bool {
+        self.0.iter().all(|acknowledged| acknowledged.load(Ordering::Relaxed) > 0)
     }
 
     /// Each thread's two files say the same, and at least what was acknowledged.
@@ -137,7 +145,8 @@ fn poll(ticket: &mut Ticket) -> Poll<Result<Receipt, Error>> {
     Pin::new(ticket).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Runs all kinds of threads until `end`, which comes after a while, has stopped them. Returns how each ended.
+/// Runs all kinds of threads until `end` has stopped them, which comes a while after all of them got through. Returns how
+/// each ended.
 fn stress(
     store: Store,
     root: &Path,
@@ -168,6 +177,11 @@ fn stress(
             thread::sleep(Duration::from_millis(5));
         }
     });
+    let start = Instant::now();
+    // Whoever never gets through fails the check.
+    while !acknowledged.has_all() && start.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(5));
+    }
     thread::sleep(duration());
     end(store);
     let errors = threads.into_iter().map(|thread| thread.join().unwrap()).collect();

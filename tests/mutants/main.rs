@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use self::list::{MUTANTS, Mutant, Suite};
 
-/// Whoever waits longer waits for ever: the slowest of the tests takes a quarter of this, build included.
+/// Whoever waits longer waits for ever: the slowest of the tests takes a quarter of this.
 const HANG_AFTER: Duration = Duration::from_mins(10);
 
 /// What a test run came to.
@@ -109,7 +109,8 @@ struct Copy {
 }
 
 impl Copy {
-    /// Copies what git knows or would; files that are the same stay, so that little is built again.
+    /// Copies what git knows or would; files that are the same stay, so that little is built again. What it copied
+    /// formerly and git has no longer goes.
     fn make() -> Self {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here.join("target"), PathBuf::from);
@@ -122,7 +123,10 @@ impl Copy {
             .expect("git is there");
         assert!(listed.status.success(), "{} is a git checkout", here.display());
         let names = String::from_utf8(listed.stdout).expect("our names are plain");
-        for name in names.split('\0').filter(|name| !name.is_empty() && here.join(name).is_file()) {
+        let names = names.split('\0').filter(|name| !name.is_empty() && here.join(name).is_file());
+        let names: BTreeSet<&Path> = names.map(Path::new).collect();
+        copy.remove_others(&names, Path::new(""));
+        for name in names {
             let (from, to) = (here.join(name), copy.tree.join(name));
             let content = fs::read(&from).expect("it was listed");
             if fs::read(&to).ok().as_ref() != Some(&content) {
@@ -131,6 +135,22 @@ impl Copy {
             }
         }
         copy
+    }
+
+    /// Removes files that are none of these from a directory of the tree, and directories that are empty then.
+    fn remove_others(&self, names: &BTreeSet<&Path>, dir: &Path) {
+        // The first time nothing is there.
+        let Ok(entries) = fs::read_dir(self.tree.join(dir)) else { return };
+        for entry in entries.map(|entry| entry.expect("it is a copy")) {
+            let name = dir.join(entry.file_name());
+            if entry.file_type().expect("it is a copy").is_dir() {
+                self.remove_others(names, &name);
+                // Most are not empty.
+                let _ = fs::remove_dir(entry.path());
+            } else if !names.contains(name.as_path()) {
+                fs::remove_file(entry.path()).expect("it is a copy");
+            }
+        }
     }
 
     fn apply(&self, mutant: &Mutant) {
@@ -150,21 +170,34 @@ impl Copy {
         }
     }
 
-    fn run(&self, suite: Suite) -> Verdict {
-        let output = self.target.with_extension("output");
-        let sink = fs::File::create(&output).expect("the target directory");
+    fn output(&self) -> PathBuf {
+        self.target.with_extension("output")
+    }
+
+    /// `cargo test`, with further arguments before those of the suite.
+    fn cargo_test(&self, arguments: &[&str], suite: Suite) -> Command {
+        let sink = fs::File::create(self.output()).expect("the target directory");
         let mut command = Command::new("cargo");
         command
             .arg("test")
+            .args(arguments)
             .args(suite.arguments())
             .current_dir(&self.tree)
             .env("CARGO_TARGET_DIR", self.target.join(suite.cfg()))
             .env("CARGO_PROFILE_TEST_DEBUG", "0")
             .env("RUSTFLAGS", if suite.cfg() == "loom" { "--cfg loom" } else { "" })
             .stdout(sink.try_clone().expect("a second handle"))
-            .stderr(Stdio::from(sink))
-            .process_group(0);
-        let mut child = command.spawn().expect("cargo is there");
+            .stderr(Stdio::from(sink));
+        command
+    }
+
+    fn run(&self, suite: Suite) -> Verdict {
+        let broken = |what| Verdict::Broken(format!("{what}: see {}", self.output().display()));
+        // By itself: its time is not the test's, and a compiler that is killed for want of memory looks like such a test.
+        if !self.cargo_test(&["--no-run"], suite).status().expect("cargo is there").success() {
+            return broken("NOT BUILT");
+        }
+        let mut child = self.cargo_test(&[], suite).process_group(0).spawn().expect("cargo is there");
         let start = Instant::now();
         let status = loop {
             if let Some(status) = child.try_wait().expect("it is our child") {
@@ -179,13 +212,13 @@ impl Copy {
             }
             std::thread::sleep(Duration::from_millis(50));
         };
-        let text = String::from_utf8_lossy(&fs::read(&output).expect("it was written")).into_owned();
+        let text = String::from_utf8_lossy(&fs::read(self.output()).expect("it was written")).into_owned();
         let says = |word: &str| text.contains(&format!("test {} ... {word}", suite.test()));
         match status.code() {
             Some(0) if says("ok") => Verdict::Passed,
             // A panic within a panic, or a signal, ends the process before it says anything.
             Some(101) if says("FAILED") || text.contains("(signal: ") => Verdict::Failed,
-            _ => Verdict::Broken(format!("NOT BUILT, or there is no such test: see {}", output.display())),
+            _ => broken("THERE IS NO SUCH TEST"),
         }
     }
 }

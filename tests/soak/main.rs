@@ -15,23 +15,28 @@ use atomtree_tests::failing::{chain, fail_calls, fail_every_sync, lose_data_in_b
 use atomtree_tests::history::{DIRECTORIES, History};
 use atomtree_tests::{foreign, foreign_dirs};
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 
 /// Crashes, faults and edits by other programs on simulated storage, judged by an oracle that knows every content.
 #[derive(Parser)]
 struct Arguments {
     /// How many seeds to run
-    #[arg(long, default_value_t = u64::MAX, value_name = "N")]
+    #[arg(long, default_value_t = u64::MAX, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     cycles: u64,
     /// The first seed; by default one that was not run before, from the clock
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..SEEDS))]
     seed: Option<u64>,
     /// How many run at once
-    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from), value_name = "N")]
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from), value_name = "N",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     threads: usize,
 }
 
 /// Edits by other programs in each cycle.
 const EDITS: u64 = 50;
+
+/// So many seeds there are: histories and scenarios of one never meet those of another cycle.
+const SEEDS: u64 = DIRECTORIES / EDITS;
 
 /// What has been seen.
 #[derive(Default)]
@@ -45,7 +50,7 @@ struct Figures {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let first = arguments.seed.unwrap_or_else(from_clock);
-    let seeds = first..first.saturating_add(arguments.cycles);
+    let seeds = first..first.saturating_add(arguments.cycles).min(SEEDS);
     println!("from seed {first}, on {} threads", arguments.threads);
     let (figures, start) = (Figures::default(), Instant::now());
     let failed = run(seeds, arguments.threads, &figures, start);
@@ -60,10 +65,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Small enough that histories and scenarios of one never meet those of another cycle.
+/// So that many cycles can follow it.
 fn from_clock() -> u64 {
     let since = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-    since % (DIRECTORIES / EDITS / 2)
+    since % (SEEDS / 2)
 }
 
 /// Runs the seeds. Returns the first that failed.

@@ -14,7 +14,8 @@ fn overwritten(sim: &Sim, path: &Path, at: usize, bytes: &[u8]) -> Sim {
 }
 
 /// Goal: frames do not come back to life. Method: in a log whose segments were used before, the frames of a former use,
-/// and those that count, a sample of each and all of that, are planted at each place behind the end and in each free segment.
+/// and those that count, a sample of each and all of that, are planted at each place behind the end and in each free
+/// segment.
 #[test]
 fn planted_frames_are_no_frames() {
     for ending in [Ending::Closed, Ending::Killed, Ending::KilledBeforeApply] {
