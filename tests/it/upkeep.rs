@@ -211,16 +211,10 @@ fn the_slots_of_a_living_process_are_left_alone() {
     assert_eq!(stage.list().unwrap(), []);
 }
 
-<<<<<<< HEAD
 /// Goal: a checkpoint that finds no space for the header of a segment, when its record needs another one or when one is
 /// freed, can be made again, and commits go on once there is space. Method: many small commits, so that some checkpoint's
 /// record is the one that does not fit; writing its header fails, or that of the segment before. There is never room for
 /// a third.
-=======
-/// Goal: a checkpoint whose record needs another segment, and finds no space for its header, can be made again. Method:
-/// many small commits, so that some checkpoint's record is the one that does not fit; the first write to a segment that no
-/// commit has written to fails.
->>>>>>> h-tests2
 #[test]
 fn a_checkpoint_that_finds_no_space_for_a_header_is_made_later() {
     let sim = machine();
