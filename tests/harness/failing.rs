@@ -83,7 +83,11 @@ fn fail_one_sync(history: &History, number: u64, trace: &mut Vec<String>) -> Res
     let Some(failure) = result? else { return Err("a sync failed and nobody was told".into()) };
     trace.push(format!("the failure was told as {failure:?}, {:?}", watch.progress()));
     let mut progress = watch.progress();
-    progress.in_flight &= failure != Failure::NothingChanged;
+    match failure {
+        Failure::NothingChanged => progress.in_flight = false,
+        Failure::Committed => progress = Progress { committed: progress.committed + 1, in_flight: false },
+        Failure::Poisoned | Failure::NoStore => {}
+    }
     let allowed = progress.allowed(&trees);
     let mut random = Random::new(history.seed ^ number << 32);
     let mut visited = 0;
@@ -124,6 +128,8 @@ fn fail_one_sync(history: &History, number: u64, trace: &mut Vec<String>) -> Res
 enum Failure {
     /// The transaction is promised not to have happened.
     NothingChanged,
+    /// It is durable, and not settled as it was to be.
+    Committed,
     /// The store takes no more commits.
     Poisoned,
     /// The store did not open, or not close.
@@ -145,6 +151,9 @@ fn run_until_failure(history: &History, watch: &Arc<Watch>) -> Result<Option<Fai
         return match (one, error.kind(), poisoned) {
             (Step::Commit(_), ErrorKind::OutcomeUnknown, true) | (Step::Checkpoint, _, true) => {
                 Ok(Some(Failure::Poisoned))
+            }
+            (Step::Commit(_), ErrorKind::CommittedNotApplied, true) if history.settings.settled => {
+                Ok(Some(Failure::Committed))
             }
             // A sync before the log's, of contents by reference or of a checkpoint to make room.
             (Step::Commit(_), ErrorKind::Io | ErrorKind::Poisoned, _) => Ok(Some(Failure::NothingChanged)),
