@@ -1,6 +1,6 @@
 //! Breaks the engine on purpose, one way after another, and shows that a test notices each.
 //!
-//! `cargo run -p atomtree-tests --bin mutants` runs all, `-- NAME...` some, `-- --list` tells which there are. Works on a
+//! `cargo run -p atomtree-mutants` runs all, `-- NAME...` some, `-- --list` tells which there are. Works on a
 //! copy of the checkout below the target directory, so that nothing here is ever broken. Exits with 1 if one survives.
 
 mod list;
@@ -102,6 +102,11 @@ impl Suite {
     }
 }
 
+/// The root of the checkout.
+fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("this package lies two below it")
+}
+
 /// A copy of the checkout.
 struct Copy {
     tree: PathBuf,
@@ -112,7 +117,7 @@ impl Copy {
     /// Copies what git knows or would; files that are the same stay, so that little is built again. What it copied
     /// formerly and git has no longer goes.
     fn make() -> Self {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let here = checkout();
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here.join("target"), PathBuf::from);
         let place = target.join("mutants");
         let copy = Self { tree: place.join("tree"), target: place.join("target") };
@@ -164,8 +169,7 @@ impl Copy {
 
     fn restore(&self, mutant: &Mutant) {
         for edit in mutant.edits {
-            let content =
-                fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(edit.file)).expect("it is there");
+            let content = fs::read(checkout().join(edit.file)).expect("it is there");
             fs::write(self.tree.join(edit.file), content).expect("it is a copy");
         }
     }

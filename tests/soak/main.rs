@@ -1,6 +1,6 @@
 //! The long mode of the tests on simulated storage: crashes, faults, edits by others, for as long as one likes.
 //!
-//! `cargo run --release -p atomtree-tests -- --cycles 1000 --seed 7`. A cycle is what one seed decides; one that fails
+//! `cargo run --release -p atomtree-soak -- --cycles 1000 --seed 7`. A cycle is what one seed decides; one that fails
 //! says how to run it again, and ends the run.
 
 use std::ops::Range;
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         None => ExitCode::SUCCESS,
         Some(seed) => {
             println!("seed {seed} failed; to run it again:");
-            println!("cargo run --release -p atomtree-tests -- --cycles 1 --seed {seed}");
+            println!("cargo run --release -p atomtree-soak -- --cycles 1 --seed {seed}");
             ExitCode::FAILURE
         }
     }
