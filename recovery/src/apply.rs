@@ -382,7 +382,7 @@ impl<'a> Applier<'a> {
             // was given before. That does not matter for what the log explains; anything else leaves by one rename.
             if exists && !self.can_exchange {
                 match recognise(&*dir, path.name()) {
-                    Ok(true) => self.judge_earlier(slot, path, recognise)?,
+                    Ok(true) => {}
                     Ok(false) => {
                         self.quarantine(&*dir, path.name(), path)?;
                         exists = false;
@@ -545,21 +545,6 @@ impl<'a> Applier<'a> {
             result => result?,
         }
         slot_dir.rename(&original, slot_dir, &slot.os_name())
-    }
-
-    /// Without an exchange, what an earlier attempt took out may wait beside the slot while the new content is still in it.
-    /// If then something expected stands at the name, that is the original, and this is not.
-    fn judge_earlier(&mut self, slot: &Slot, path: &TreePath, recognise: Recognise<'_>) -> io::Result<()> {
-        let slot_dir = self.slots.of(self.places, slot)?;
-        let original = original_name(slot);
-        if is_free(&*slot_dir, &original)? || is_free(&*slot_dir, &slot.os_name())? {
-            return Ok(());
-        }
-        // A second name of what stands in the tree, or the same content.
-        if slot_dir.metadata(&original)?.kind != Kind::Dir && recognise(&*slot_dir, &original)? {
-            return slot_dir.remove_file(&original);
-        }
-        self.quarantine(&*slot_dir, &original, path)
     }
 
     /// Compares what came out into the slot, and quarantines it if it was not expected.

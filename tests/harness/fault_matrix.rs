@@ -130,7 +130,8 @@ impl Errno {
     /// sync of names nothing is lost by itself: no file system goes on after losing those.
     fn fault(self, sim: &Sim, call: &Call) -> Fault {
         match self {
-            Self::Short => Fault::ShortWrite([7, 512, 600][call.number as usize % 3]),
+            // Storage takes whole sectors: of a segment's header, which is one, all that says anything or nothing.
+            Self::Short => Fault::ShortWrite([0, 512, 600][call.number as usize % 3]),
             Self::Interrupted => Fault::Error(self.number()),
             _ => match call.verb {
                 Verb::SyncData | Verb::SyncAll => Fault::LoseData(self.number()),
