@@ -129,8 +129,8 @@ impl Engine {
     /// Settles everything that has been applied.
     ///
     /// # Errors
-    /// `no_space` if there was none for the manifest or the log's record: then it can be tried again. After any other the store is
-    /// poisoned, because what the disk holds is unknown; the log still has everything.
+    /// `no_space` if there was none for the manifest or the log's record: then it can be tried again. After any other
+    /// the store is poisoned, because what the disk holds is unknown; the log still has everything.
     pub(crate) fn checkpoint(&self) -> Result<(), Error> {
         // One at a time; a second one waits and then settles what has come in since.
         let _turn = self.checkpoint_turn.lock();

@@ -219,8 +219,8 @@ impl Store {
     /// it. What was submitted and is not applied yet is not waited for.
     ///
     /// # Errors
-    /// `no_space`, after which it can be tried again, unless it was a sync that met it. Then, and after any other, the store
-    /// is poisoned; the log still has everything.
+    /// `no_space`, after which it can be tried again, unless it was a sync that met it. Then, and after any other, the
+    /// store is poisoned; the log still has everything.
     pub fn checkpoint(&self) -> Result<(), Error> {
         self.shared.engine.checkpoint()
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::signals::{Signal, signal};
 use crate::volume::{Kind, Volume};
 
 /// For the child: says what the parent waits for, in one write.
@@ -82,7 +83,7 @@ impl Interrupted<'_> {
             running.go_on_until(took, number, count);
             if self.volume.kind() == Kind::Btrfs {
                 // Its image is copied, and must show one moment.
-                run("kill", &["-STOP", &running.child.id().to_string()]);
+                signal(&running.child, Signal::STOP);
             }
             self.volume.cut_power().unwrap_or_else(|reason| panic!("{label}: {reason}"));
             let is_acknowledged = running.kill();

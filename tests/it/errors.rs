@@ -473,6 +473,14 @@ fn what_is_planted_before_creation_is_not_used() {
         std::os::unix::fs::chown(&planted, Some(4711), Some(4711)).unwrap();
         assert_eq!(kind_of(Store::open(scratch.path()).map(drop)), ErrorKind::Permission);
         assert!(!scratch.path().join(".atomtree").exists(), "it was not made the store");
+        // Beside a store it is in nobody's way.
+        fs::remove_dir(&planted).unwrap();
+        Store::open(scratch.path()).unwrap().close().unwrap();
+        fs::create_dir(&planted).unwrap();
+        fs::write(planted.join("lock"), "").unwrap();
+        std::os::unix::fs::chown(&planted, Some(4711), Some(4711)).unwrap();
+        Store::open(scratch.path()).unwrap().close().unwrap();
+        assert!(planted.join("lock").exists(), "it is somebody else's");
     }
 }
 

@@ -121,6 +121,8 @@ pub(crate) struct Chain {
     pub(crate) recoveries: u64,
     /// Not all that was acknowledged has been heard.
     is_behind: bool,
+    /// The newest version of each thread that copies have had.
+    copied: BTreeMap<u64, u64>,
 }
 
 /// A child that speaks, and what of it nobody has listened to yet.
@@ -209,6 +211,13 @@ impl Chain {
             format!("stands {thread} {version}")
         }));
         assert_eq!(self.hear(lines.into_iter(), label), Vec::<String>::new());
+        for (thread, copied) in &self.copied {
+            let version = self.versions[thread];
+            assert!(
+                version >= *copied,
+                "{label}: thread {thread} has version {version}, a copy had {copied}"
+            );
+        }
         let count = std::fs::read_to_string(root.join("shared")).map_or(0, |text| text.parse().unwrap());
         assert!(count >= self.shared, "{label}: shared {count}, acknowledged was {}", self.shared);
         self.shared = count;
@@ -221,6 +230,8 @@ impl Chain {
         let mut copied = Self { versions, shared, is_behind: true, ..Self::default() };
         copied.open(root, label).close().unwrap();
         self.redone += copied.redone;
+        // The store itself has as much, in the end.
+        self.copied = copied.versions;
     }
 
     /// The history lists every transaction once, without gaps, newest first, and tells of each thread what stands there.

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use atomtree::{HardLinks, Store};
+use atomtree_tests::signals::{Signal, signal};
 use atomtree_tests::volume::{Kind, Volume, or_skip, skip};
 
 const CHILD: &str = "ATOMTREE_REAL_INPUT_CHILD";
@@ -322,7 +323,7 @@ fn a_transaction_over_a_real_tree_that_loses_power_leaves_all_or_nothing() {
             let mut child = spawn_child(input, &root);
             std::thread::sleep(Duration::from_millis(25 + 30 * step));
             if kind == Kind::Btrfs {
-                run("kill", &["-STOP", &child.id().to_string()]);
+                signal(&child, Signal::STOP);
             }
             volume.cut_power().unwrap();
             let _ = child.kill();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use atomtree_tests::signals::{Signal, signal};
 use atomtree_tests::volume::{Kind, Volume};
 use serde_json::Value;
 
@@ -81,7 +82,7 @@ fn it_runs_on_a_file_system_of_its_own() {
     let cut = volume.cut_power();
     if let Err(reason) = &cut {
         println!("skipped: a power cut while torture runs: {reason}");
-        running.signal("-KILL");
+        signal(&running.child, Signal::KILL);
     }
     let (failed, output) = running.end();
     if cut.is_ok() {
@@ -155,11 +156,6 @@ impl Running {
         running
     }
 
-    fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
-    }
-
     fn end(self) -> (Value, Output) {
         let output = self.child.wait_with_output().unwrap();
         (serde_json::from_slice(&output.stdout).unwrap_or_default(), output)
@@ -191,7 +187,7 @@ fn has_writer(root: &Path) -> bool {
 fn it_ends_when_it_is_told_to_and_takes_its_writers_along() {
     let tree = Tree::new();
     let running = Running::start(tree.path("torture"));
-    running.signal("-INT");
+    signal(&running.child, Signal::INT);
     let root = running.root.clone();
     let (found, output) = running.end();
     assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{output:?}");
@@ -201,7 +197,7 @@ fn it_ends_when_it_is_told_to_and_takes_its_writers_along() {
 
     let running = Running::start(tree.path("torture"));
     wait_until(|| has_writer(&root));
-    running.signal("-KILL");
+    signal(&running.child, Signal::KILL);
     running.end();
     wait_until(|| !has_writer(&root));
     let (found, ran) = tortured(&root, &["--check"]);
