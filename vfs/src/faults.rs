@@ -90,8 +90,10 @@ verbs! {
     RemoveXattr: File::remove_xattr,
     CopyFrom: File::copy_from,
     DropCache: File::drop_cache,
+    WaitForLock: File::wait_for_lock,
     TryLock: File::try_lock,
     Unlock: File::unlock,
+    HideFromForks: File::hide_from_forks,
     Map: File::map,
     ReadMap: Map::read,
 }
@@ -230,6 +232,10 @@ impl Vfs for Faults {
     fn process(&self) -> io::Result<ProcessIdentity> {
         self.judge.check(Verb::Process, None, None)?;
         self.inner.process()
+    }
+
+    fn fork_generation(&self) -> u64 {
+        self.inner.fork_generation()
     }
 
     fn is_alive(&self, process: &ProcessIdentity) -> bool {
@@ -433,6 +439,8 @@ impl File for FaultyFile {
         SetXattr [&self.name]: fn set_xattr(&self, name: &OsStr, value: &[u8]) -> io::Result<()>;
         RemoveXattr [&self.name]: fn remove_xattr(&self, name: &OsStr) -> io::Result<()>;
         DropCache [&self.name]: fn drop_cache(&self) -> io::Result<bool>;
+        WaitForLock [&self.name]: fn wait_for_lock(&self, lock: Lock) -> io::Result<()>;
+        HideFromForks [&self.name]: fn hide_from_forks(&self) -> io::Result<()>;
         TryLock [&self.name]: fn try_lock(&self, lock: Lock) -> io::Result<bool>;
         Unlock [&self.name]: fn unlock(&self) -> io::Result<()>;
     }
@@ -519,8 +527,10 @@ mod tests {
             (Verb::RemoveXattr, file.remove_xattr(name("user.old"))),
             (Verb::CopyFrom, file.copy_from(file).map(drop)),
             (Verb::DropCache, file.drop_cache().map(drop)),
+            (Verb::WaitForLock, file.wait_for_lock(Lock::Shared)),
             (Verb::TryLock, file.try_lock(Lock::Shared).map(drop)),
             (Verb::Unlock, file.unlock()),
+            (Verb::HideFromForks, file.hide_from_forks()),
             (Verb::Map, file.map().map(drop)),
             (Verb::ReadMap, map.read(0..1).map(drop)),
         ]

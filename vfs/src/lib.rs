@@ -16,6 +16,8 @@
 //! data and names may vanish or survive independently, torn at 512 bytes ([`SECTOR_BYTES`]).
 
 pub mod faults;
+#[expect(unsafe_code, reason = "handlers of forks; what makes each call sound is stated beside it")]
+mod fork;
 #[expect(unsafe_code, reason = "memory maps; the invariant that makes each use sound is stated beside it")]
 mod map;
 pub mod os;
@@ -28,6 +30,9 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+
+#[doc(hidden)]
+pub use fork::fork_for_test;
 
 /// The largest unit that storage is assumed to write atomically.
 pub const SECTOR_BYTES: usize = 512;
@@ -200,6 +205,9 @@ pub trait Vfs: Send + Sync + 'static {
 
     /// This process.
     fn process(&self) -> io::Result<ProcessIdentity>;
+
+    /// A number that differs between a process and the children that it forks.
+    fn fork_generation(&self) -> u64;
 
     /// Whether the process is still running, stopped included: same pid, same start time, same boot.
     fn is_alive(&self, process: &ProcessIdentity) -> bool;
@@ -378,11 +386,18 @@ pub trait File: Any + Send + Sync {
     /// device holds. Dirty pages stay; sync first.
     fn drop_cache(&self) -> io::Result<bool>;
 
+    /// Waits for the lock, for as long as it takes.
+    fn wait_for_lock(&self, lock: Lock) -> io::Result<()>;
+
     /// Takes the lock without waiting; `false` if another open file holds it in the way.
     fn try_lock(&self, lock: Lock) -> io::Result<bool>;
 
     /// Gives the lock up.
     fn unlock(&self) -> io::Result<()>;
+
+    /// Has children that are forked from now on, and execute no program, let go of this open file: otherwise they would
+    /// keep its lock alive. What they read and write through it then is nothing.
+    fn hide_from_forks(&self) -> io::Result<()>;
 
     /// Maps the whole file, as long as it is now, for reading.
     fn map(&self) -> io::Result<Arc<dyn Map>>;

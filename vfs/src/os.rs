@@ -23,7 +23,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::rand::GetRandomFlags;
 use rustix::time::{ClockId, Timespec};
 
-use crate::{Dir, Identity, Kind, Metadata, ProcessIdentity, Timestamp, Vfs};
+use crate::{Dir, Identity, Kind, Metadata, ProcessIdentity, Timestamp, Vfs, fork};
 
 const NS_PER_SECOND: i64 = 1_000_000_000;
 
@@ -69,6 +69,10 @@ impl Vfs for Os {
 
     fn process(&self) -> io::Result<ProcessIdentity> {
         process::identify(std::process::id())
+    }
+
+    fn fork_generation(&self) -> u64 {
+        fork::generation()
     }
 
     fn is_alive(&self, process: &ProcessIdentity) -> bool {

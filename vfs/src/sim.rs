@@ -367,6 +367,10 @@ impl Vfs for Sim {
         })
     }
 
+    fn fork_generation(&self) -> u64 {
+        0
+    }
+
     fn is_alive(&self, process: &ProcessIdentity) -> bool {
         let state = self.state.lock();
         process.boot == Self::boot_id(&state)

@@ -64,6 +64,16 @@ pub enum Error {
         /// This log.
         expected: u128,
     },
+    /// The log is behind what this process has read of it: somebody has put an older copy in its place.
+    #[error(
+        "the log was set back: {found} found, {expected} expected; an older copy of the store was put in place while this process had it open. Nothing was written; stop every program that uses the store, make sure which copy is the right one, and open it again"
+    )]
+    SetBack {
+        /// What the log has now.
+        found: String,
+        /// What this process knows of it.
+        expected: String,
+    },
     /// There is no active segment.
     #[error("the log's directory holds no active segment; its segments are missing")]
     Missing,

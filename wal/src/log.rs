@@ -11,15 +11,15 @@ use std::num::NonZeroU8;
 use std::ops::Range;
 use std::sync::Arc;
 
-use atomtree_vfs::{Access, Dir, File};
+use atomtree_vfs::{Access, Dir, File, Timestamp};
 
 use crate::error::{Doing, Error};
 use crate::format::{
-    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, Header, LogId, State, frame_bytes,
-    padding,
+    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, Header, LogId, State,
+    checksum_found, frame_bytes, padding,
 };
 use crate::lsn::{Epoch, Lsn, SegmentId};
-use crate::scan::{Scan, scan_with};
+use crate::scan::{Familiar, Position, Scan, Search, scan_with};
 use crate::segment::Segment;
 
 /// Smallest segment.
@@ -75,6 +75,8 @@ pub struct Log {
     active: Segment,
     /// Where the next frame goes in the active segment.
     offset: u64,
+    /// Where the last frame stands in it, if there is one.
+    last_offset: Option<u64>,
     /// Older segments that hold frames, oldest first, each with the position of its last one.
     sealed: VecDeque<(Segment, Lsn)>,
     free: Vec<Segment>,
@@ -85,6 +87,10 @@ pub struct Log {
     next_lsn: Lsn,
     /// CRC of the last frame.
     link: u32,
+    /// Behind the last frame of a whole run: up to there nothing is void, and nothing will be.
+    known: Position,
+    /// The directory's time of modification at which its names are all known; `None` if they have to be read.
+    names_at: Option<Timestamp>,
     synced_lsn: Lsn,
     /// Whether the active segment has frames that are not known durable.
     is_dirty: bool,
@@ -117,6 +123,7 @@ impl Log {
             options,
             active,
             offset: HEADER_AREA_BYTES,
+            last_offset: None,
             sealed: VecDeque::new(),
             free: vec![spare],
             unfinished: Vec::new(),
@@ -124,6 +131,14 @@ impl Log {
             next_epoch: Epoch(2),
             next_lsn: Lsn(1),
             link: 0,
+            known: Position {
+                epoch: Epoch(1),
+                offset: HEADER_AREA_BYTES,
+                next_lsn: Lsn(1),
+                link: 0,
+                last_offset: None,
+            },
+            names_at: None,
             synced_lsn: Lsn(0),
             is_dirty: false,
             is_torn: false,
@@ -139,21 +154,107 @@ impl Log {
     /// # Errors
     /// As for [`crate::scan`].
     pub fn open(dir: Arc<dyn Dir>, id: LogId, options: LogOptions) -> Result<(Self, Scan), Error> {
-        let scan = scan_with(&*dir, id, Access::ReadWrite)?;
-        let mut sealed: VecDeque<_> =
-            scan.stretches.iter().map(|stretch| (stretch.segment.clone(), stretch.last_lsn)).collect();
+        Self::open_with(dir, id, options, Search::Whole)
+    }
+
+    /// As [`Log::open`], of a log that other processes have open too, none of which writes meanwhile: what follows the
+    /// last frame is as the last of them left it, and is not searched for what a power cut may have done.
+    pub fn join(dir: Arc<dyn Dir>, id: LogId, options: LogOptions) -> Result<(Self, Scan), Error> {
+        Self::open_with(dir, id, options, Search::Near)
+    }
+
+    fn open_with(
+        dir: Arc<dyn Dir>,
+        id: LogId,
+        options: LogOptions,
+        search: Search,
+    ) -> Result<(Self, Scan), Error> {
+        let scan = scan_with(&*dir, id, Access::ReadWrite, search, None)?;
+        Ok((Self::of_scan(dir, id, options, &scan)?, scan))
+    }
+
+    /// What other processes have appended since this one last looked, if anything. None of them may be writing meanwhile.
+    /// To go on behind it, hand it to [`Log::go_on`]. `now` and `granularity_ns` are the clock's and its file times'.
+    ///
+    /// # Errors
+    /// [`Error::SetBack`] if what this process knows of the log is not there any more, and as for [`crate::scan`].
+    pub fn news(&mut self, now: Timestamp, granularity_ns: i64) -> Result<Option<Scan>, Error> {
+        let modified = self.dir.own_metadata().on_directory("look at")?.modified;
+        let are_names_known = self.unfinished.is_empty() && self.names_at == Some(modified);
+        if are_names_known && self.is_unchanged()? {
+            return Ok(None);
+        }
+        let segments = self.sealed.iter().map(|(segment, _)| segment).chain(&self.free);
+        let familiar = Familiar {
+            position: self.known,
+            segments: segments.chain([&self.active]).cloned().collect(),
+            last_lsns: self.sealed.iter().map(|(segment, last)| (segment.header.epoch, *last)).collect(),
+        };
+        let scan = scan_with(&*self.dir, self.id, Access::ReadWrite, Search::Near, Some(&familiar))?;
+        // A name that comes within the same tick as this look leaves the directory's time as it is.
+        let is_settled = modified.plus_ns(granularity_ns) < now;
+        self.names_at = Some(modified).filter(|_| is_settled);
+        Ok(Some(scan))
+    }
+
+    /// Whether every segment has the header that is known, the last frame is there, and none follows it.
+    fn is_unchanged(&self) -> Result<bool, Error> {
+        let segments = self.sealed.iter().map(|(segment, _)| segment).chain(&self.free).chain([&self.active]);
+        for segment in segments {
+            if !segment.has_known_header()? {
+                return Ok(false);
+            }
+        }
+        // What an append of this very process that failed has left is not news. Whoever took over behind it has gone on in
+        // another segment.
+        if self.is_torn {
+            return Ok(true);
+        }
+        let Position { epoch, offset, next_lsn, link, last_offset } = self.known;
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        let read = |bytes: &mut [u8], offset| self.active.file.read_exact_at(bytes, offset).doing("read", self.active.id());
+        if let Some(last_offset) = last_offset {
+            read(&mut bytes, last_offset)?;
+            if checksum_found(&bytes) != link {
+                let found = "another frame, or none, where the last one stood".into();
+                return Err(Error::SetBack { found, expected: format!("lsn {}", next_lsn.previous()) });
+            }
+        }
+        if offset + FRAME_HEADER_BYTES as u64 > self.options.segment_bytes {
+            return Ok(true);
+        }
+        read(&mut bytes, offset)?;
+        Ok(FrameHeader::decode(&bytes).is_none_or(|header| (header.epoch, header.lsn) != (epoch, next_lsn)))
+    }
+
+    /// Goes on behind what [`Log::news`] has found.
+    pub fn go_on(&mut self, scan: &Scan) -> Result<(), Error> {
+        let (names_at, synced_lsn) = (self.names_at, self.synced_lsn.min(scan.end_lsn()));
+        *self = Self::of_scan(self.dir.clone(), self.id, self.options, scan)?;
+        self.names_at = names_at;
+        self.synced_lsn = self.synced_lsn.max(synced_lsn);
+        self.is_dirty = self.synced_lsn < scan.end_lsn();
+        Ok(())
+    }
+
+    fn of_scan(dir: Arc<dyn Dir>, id: LogId, options: LogOptions, scan: &Scan) -> Result<Self, Error> {
+        let stretches = scan.stretches.iter().map(|stretch| (stretch.segment.clone(), stretch.last_lsn));
+        let mut sealed: VecDeque<_> = scan.older.iter().cloned().chain(stretches).collect();
         // The last stretch is never void: nothing comes after it that could void it.
         let last = scan.stretches.last().ok_or(Error::Missing)?;
         sealed.pop_back();
-        let ids = scan.stretches.iter().map(|stretch| stretch.segment.id());
+        let ids = scan.older.iter().map(|(segment, _)| segment.id());
+        let ids = ids.chain(scan.stretches.iter().map(|stretch| stretch.segment.id()));
         let ids = ids.chain(scan.free.iter().map(Segment::id)).chain(scan.unfinished.iter().copied());
         let segment_bytes = last.segment.header.segment_bytes;
-        let log = Self {
+        let position = scan.position().ok_or(Error::Missing)?;
+        Ok(Self {
             dir,
             id,
             options: LogOptions { segment_bytes, ..options },
             active: last.segment.clone(),
             offset: last.end,
+            last_offset: last.last_offset,
             sealed,
             free: scan
                 .free
@@ -164,14 +265,21 @@ impl Log {
             unfinished: scan.unfinished.clone(),
             next_segment: SegmentId(ids.map(|id| id.0).max().unwrap_or(0) + 1),
             next_epoch: Epoch(scan.epoch_max.0 + 1),
-            next_lsn: scan.end_lsn().next(),
-            link: scan.link,
+            next_lsn: position.next_lsn,
+            link: position.link,
+            known: position,
+            names_at: None,
             synced_lsn: scan.known_synced(),
             is_dirty: scan.known_synced() < scan.end_lsn(),
             is_torn: scan.tail().is_torn(),
             poisoned: None,
-        };
-        Ok((log, scan))
+        })
+    }
+
+    /// Lets nothing more be written to the active segment: the next frame goes to another one. For what somebody else left
+    /// there who died while writing.
+    pub fn leave_segment(&mut self) {
+        self.is_torn = true;
     }
 
     /// Appends records as one run of frames and returns the position of the last. One spare segment is always left.
@@ -197,12 +305,15 @@ impl Log {
         self.check_poison()?;
         self.check_room(records, reserve)?;
         self.reopen()?;
-        let before = (self.next_lsn, self.link);
+        let before = (self.next_lsn, self.link, self.known);
         match self.write_run(records) {
-            Ok(()) => Ok(self.next_lsn.previous()),
+            Ok(()) => {
+                self.known = self.position();
+                Ok(self.next_lsn.previous())
+            }
             Err(error) => {
                 // Part of the run may be in the file. Its positions are used again, in another segment.
-                (self.next_lsn, self.link) = before;
+                (self.next_lsn, self.link, self.known) = before;
                 self.is_torn = true;
                 // The run may have filled segments and had them synced; none of that counts any more.
                 let last = self.next_lsn.previous();
@@ -269,7 +380,7 @@ impl Log {
 
     /// Writes frames that fit into the active segment, in one call.
     fn write_stretch(&mut self, records: &[Record<'_>]) -> Result<(), Error> {
-        let (mut lsn, mut link, mut bytes) = (self.next_lsn, self.link, 0);
+        let (mut lsn, mut link, mut bytes, mut before_last) = (self.next_lsn, self.link, 0, 0);
         let mut headers = Vec::with_capacity(records.len());
         for record in records {
             let header = FrameHeader {
@@ -282,7 +393,8 @@ impl Log {
             };
             let (encoded, checksum) = header.encode(record.parts.iter().copied());
             headers.push((encoded, padding(header.length)));
-            (lsn, link, bytes) = (lsn.next(), checksum, bytes + header.frame_bytes());
+            (before_last, bytes) = (bytes, bytes + header.frame_bytes());
+            (lsn, link) = (lsn.next(), checksum);
         }
         let mut parts = Vec::with_capacity(records.len() * 4);
         for (record, (header, padding)) in records.iter().zip(&headers) {
@@ -295,6 +407,7 @@ impl Log {
         debug_assert!(headers.iter().all(|(header, _)| header.len() == FRAME_HEADER_BYTES));
         self.is_dirty = true;
         self.active.file.write_at(&parts, self.offset).doing("append to", self.active.id())?;
+        self.last_offset = Some(self.offset + before_last);
         self.offset += bytes;
         (self.next_lsn, self.link) = (lsn, link);
         Ok(())
@@ -401,10 +514,16 @@ impl Log {
             self.sealed.push_back((sealed, self.next_lsn.previous()));
         }
         self.next_epoch = Epoch(self.next_epoch.0 + 1);
-        self.offset = HEADER_AREA_BYTES;
+        (self.offset, self.last_offset) = (HEADER_AREA_BYTES, None);
         self.synced_lsn = self.next_lsn.previous();
         self.is_torn = false;
+        self.known = self.position();
         Ok(())
+    }
+
+    fn position(&self) -> Position {
+        let (epoch, offset, last_offset) = (self.active.header.epoch, self.offset, self.last_offset);
+        Position { epoch, offset, next_lsn: self.next_lsn, link: self.link, last_offset }
     }
 
     /// Whether the torn active segment holds nothing that counts. Under a new epoch it is as good as a free one, so that

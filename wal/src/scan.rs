@@ -6,6 +6,7 @@
 //! whatever stands behind it was never acknowledged.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroU8;
 use std::sync::Arc;
@@ -68,12 +69,51 @@ pub struct Frame<'a> {
     pub offset: u64,
 }
 
+/// Where a reader of the log stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Position {
+    /// The use of a segment in which the last frame was read, or shall be written.
+    pub(crate) epoch: Epoch,
+    /// Byte offset there behind it.
+    pub(crate) offset: u64,
+    /// The position of the next frame.
+    pub(crate) next_lsn: Lsn,
+    /// CRC of the last frame.
+    pub(crate) link: u32,
+    /// Byte offset of that frame, if it is in the same use.
+    pub(crate) last_offset: Option<u64>,
+}
+
+/// What an open log knows already, so that only the rest is read.
+pub(crate) struct Familiar {
+    pub(crate) position: Position,
+    /// Every segment that is open.
+    pub(crate) segments: Vec<Segment>,
+    /// The positions of the last frames of older segments, by epoch.
+    pub(crate) last_lsns: BTreeMap<Epoch, Lsn>,
+}
+
+/// How much of a segment is searched for proofs that what stands behind the end had been synced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Search {
+    /// All of it: the power may have failed, and frames may survive in any order.
+    Whole,
+    /// What has been read anyway: other processes have the log open, so that it is as they left it in the cache, up to
+    /// where the last of them was when it died.
+    Near,
+}
+
 /// An active segment and the part of it that counts.
 pub(crate) struct Stretch {
     pub(crate) segment: Segment,
     map: Arc<dyn Map>,
+    /// Offset and position of the first frame that is read.
+    start: u64,
+    start_lsn: Lsn,
     /// Offset behind the last accepted frame.
     pub(crate) end: u64,
+    /// Offset of that frame.
+    pub(crate) last_offset: Option<u64>,
     /// LSN of the last accepted frame up to its end.
     pub(crate) last_lsn: Lsn,
     /// Whether a later segment took over at or before this one's first frame, so that nothing in it counts.
@@ -82,8 +122,10 @@ pub(crate) struct Stretch {
 
 /// What the log holds, as it was when it was read.
 pub struct Scan {
-    /// Active segments by epoch, void ones included.
+    /// Active segments by epoch, void ones included; from the one on that holds the first frame that was not known.
     pub(crate) stretches: Vec<Stretch>,
+    /// Active segments before those, each with the position of its last frame.
+    pub(crate) older: Vec<(Segment, Lsn)>,
     pub(crate) free: Vec<Segment>,
     /// Segments whose creation was cut short.
     pub(crate) unfinished: Vec<SegmentId>,
@@ -101,24 +143,20 @@ pub struct Scan {
 /// [`Error::Corrupt`] for damage in what had been synced, [`Error::FormatVersion`], [`Error::ForeignSegment`],
 /// [`Error::Missing`] without an active segment, [`Error::Io`].
 pub fn scan(dir: &dyn Dir, log: LogId) -> Result<Scan, Error> {
-    scan_with(dir, log, Access::Read)
+    scan_with(dir, log, Access::Read, Search::Whole, None)
 }
 
-pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Scan, Error> {
+pub(crate) fn scan_with(
+    dir: &dyn Dir,
+    log: LogId,
+    access: Access,
+    search: Search,
+    familiar: Option<&Familiar>,
+) -> Result<Scan, Error> {
     let (mut active, mut free, mut unfinished) = (Vec::new(), Vec::new(), Vec::new());
     for entry in dir.list().on_directory("list")? {
         let Some(id) = entry.name.to_str().and_then(SegmentId::from_file_name) else { continue };
-        let mut opened = Segment::open(dir, log, id, access)?;
-        if let Opened::Segment(segment) = &opened
-            && check_header_is_newest(segment).is_err()
-        {
-            // A writer may have gone on in it since its header was read; then the second look is at the new one.
-            opened = Segment::open(dir, log, id, access)?;
-            if let Opened::Segment(segment) = &opened {
-                check_header_is_newest(segment)?;
-            }
-        }
-        match opened {
+        match open_segment(dir, log, id, access, familiar)? {
             Opened::Unfinished => unfinished.push(id),
             Opened::Segment(segment) => {
                 let is_free = segment.header.state == State::Free;
@@ -137,6 +175,9 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
             expected: "an epoch of its own".into(),
         });
     }
+    if let Some(familiar) = familiar {
+        familiar.check_not_set_back(&active)?;
+    }
     let epoch_max = active.iter().chain(&free).map(|segment| segment.header.epoch).max().unwrap_or_default();
     // A segment ends where the earliest of its successors begins: one that went on at an LSN voids everything at and
     // after it in older segments.
@@ -154,6 +195,7 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
         .ok_or(Error::Missing)?;
     let mut scan = Scan {
         stretches: Vec::new(),
+        older: Vec::new(),
         free,
         unfinished,
         link: first.link,
@@ -162,16 +204,34 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
         tail: Tail::Clean,
     };
     let mut end_lsn = first.first_lsn.previous();
+    // What is known of a segment is not read again; if it has been retired since, all of it was settled.
+    let resumed = familiar.map(|familiar| (familiar, familiar.position)).filter(|(_, position)| {
+        active.iter().any(|segment| segment.header.epoch == position.epoch)
+    });
     for (segment, limit) in active.into_iter().zip(limits) {
         let header = segment.header;
-        let map = segment.file.map().doing("map", header.segment)?;
-        if is_void(&header, limit) {
+        if let Some((familiar, position)) = resumed
+            && header.epoch < position.epoch
+        {
+            let last_lsn = familiar.last_lsns.get(&header.epoch).copied();
+            scan.older.push((segment, last_lsn.unwrap_or(position.next_lsn.previous())));
+            continue;
+        }
+        let (mut start, mut start_lsn) = (HEADER_AREA_BYTES, header.first_lsn);
+        let map = segment.map().doing("map", header.segment)?;
+        let resumed_here = resumed.map(|(_, position)| position).filter(|at| at.epoch == header.epoch);
+        if let Some(position) = resumed_here {
+            (start, start_lsn) = (position.offset, position.next_lsn);
+            (end_lsn, scan.link) = (start_lsn.previous(), position.link);
+        }
+        if resumed_here.is_none() && is_void(&header, limit) {
             // Nothing in it keeps it from being retired, so its last position is its predecessor's.
-            let stretch = Stretch { segment, map, end: HEADER_AREA_BYTES, last_lsn: end_lsn, is_void: true };
+            let (end, last_offset, last_lsn, is_void) = (start, None, end_lsn, true);
+            let stretch = Stretch { segment, map, start, start_lsn, end, last_offset, last_lsn, is_void };
             scan.stretches.push(stretch);
             continue;
         }
-        if (header.first_lsn, header.link) != (end_lsn.next(), scan.link) {
+        if resumed_here.is_none() && (header.first_lsn, header.link) != (end_lsn.next(), scan.link) {
             return Err(Error::Corrupt {
                 segment: header.segment,
                 offset: 0,
@@ -180,9 +240,10 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
                 expected: format!("lsn {} with link {:#010x}", header.first_lsn.previous(), header.link),
             });
         }
-        let mut walk = Walk::new(&*segment.file, &header, limit);
+        let mut walk = Walk { offset: start, ..Walk::new(&*segment.file, &header, limit) };
         walk.run(&mut end_lsn, &mut scan.link, &mut scan.known_synced)?;
         let end = walk.offset;
+        let last_offset = walk.last_offset.or(resumed_here.and_then(|position| position.last_offset));
         match limit {
             // The next header was written only when everything up to it was durable.
             Some(limit) if end_lsn.next() != limit => {
@@ -212,11 +273,60 @@ pub(crate) fn scan_with(dir: &dyn Dir, log: LogId, access: Access) -> Result<Sca
                     ),
                 });
             }
-            None => scan.tail = walk.judge_tail(end_lsn.next())?,
+            None => scan.tail = walk.judge_tail(end_lsn.next(), search)?,
         }
-        scan.stretches.push(Stretch { segment, map, end, last_lsn: end_lsn, is_void: false });
+        let (last_lsn, is_void) = (end_lsn, false);
+        scan.stretches.push(Stretch { segment, map, start, start_lsn, end, last_offset, last_lsn, is_void });
     }
     Ok(scan)
+}
+
+/// Opens a segment, or reads the header again of one that is open.
+fn open_segment(
+    dir: &dyn Dir,
+    log: LogId,
+    id: SegmentId,
+    access: Access,
+    familiar: Option<&Familiar>,
+) -> Result<Opened, Error> {
+    if let Some(known) = familiar.and_then(|familiar| familiar.segments.iter().find(|known| known.id() == id)) {
+        if !known.is_named_in(dir).doing("look at", id)? {
+            return Err(Error::SetBack {
+                found: format!("another file as segment {id}"),
+                expected: "the one that this process has open".into(),
+            });
+        }
+        return known.again(log);
+    }
+    let opened = Segment::open(dir, log, id, access)?;
+    match &opened {
+        Opened::Segment(segment) if check_header_is_newest(segment).is_err() => {}
+        _ => return Ok(opened),
+    }
+    // A writer may have gone on in it since its header was read; then the second look is at the new one.
+    let opened = Segment::open(dir, log, id, access)?;
+    if let Opened::Segment(segment) = &opened {
+        check_header_is_newest(segment)?;
+    }
+    Ok(opened)
+}
+
+impl Familiar {
+    /// Refuses a log that does not go on from what is known of it.
+    fn check_not_set_back(&self, active: &[Segment]) -> Result<(), Error> {
+        let Position { epoch, next_lsn, .. } = self.position;
+        let later = active.iter().filter(|segment| segment.header.epoch > epoch);
+        let goes_on_at = later.map(|segment| segment.header.first_lsn).min();
+        let is_there = active.iter().any(|segment| segment.header.epoch == epoch);
+        if goes_on_at.map_or(is_there, |first_lsn| first_lsn >= next_lsn) {
+            return Ok(());
+        }
+        let found = match goes_on_at {
+            Some(lsn) => format!("a segment that goes on at lsn {lsn}"),
+            None => format!("segments up to epoch {}", active.last().map_or(Epoch(0), |last| last.header.epoch)),
+        };
+        Err(Error::SetBack { found, expected: format!("epoch {epoch} or later, and lsn {next_lsn} or later") })
+    }
 }
 
 /// Refuses a header that stands before the first frame of a later use: that use's header was durable before its frames
@@ -253,6 +363,8 @@ struct Walk<'a> {
     epoch: Epoch,
     limit: Option<Lsn>,
     offset: u64,
+    /// Offset of the last frame that was accepted.
+    last_offset: Option<u64>,
     piece: Vec<u8>,
     piece_offset: u64,
     /// Bytes read and checksummed while judging the tail.
@@ -268,6 +380,7 @@ impl<'a> Walk<'a> {
             epoch: header.epoch,
             limit,
             offset: HEADER_AREA_BYTES,
+            last_offset: None,
             piece: Vec::new(),
             piece_offset: 0,
             work: 0,
@@ -284,6 +397,7 @@ impl<'a> Walk<'a> {
             if header.link != *link || header.synced_lsn >= header.lsn {
                 return Ok(());
             }
+            self.last_offset = Some(self.offset);
             self.offset += header.frame_bytes();
             *end_lsn = header.lsn;
             *link = checksum;
@@ -337,7 +451,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Tells what follows the last accepted frame, where the frame `lsn` would be.
-    fn judge_tail(&mut self, lsn: Lsn) -> Result<Tail, Error> {
+    fn judge_tail(&mut self, lsn: Lsn, search: Search) -> Result<Tail, Error> {
         let end = self.offset;
         let torn = Tail::Torn { segment: self.segment, offset: end };
         let mut tail = Tail::Clean;
@@ -352,7 +466,7 @@ impl<'a> Walk<'a> {
         }
         self.work = 0;
         let mut offset = end + FRAME_ALIGNMENT as u64;
-        while let Some(candidate) = self.next_candidate(offset, lsn)? {
+        while let Some(candidate) = self.next_candidate(offset, lsn, search)? {
             if let Some((header, _)) = self.frame_at(candidate, None)? {
                 if header.synced_lsn >= lsn && header.synced_lsn < header.lsn {
                     return Err(self.corrupt_end(
@@ -380,7 +494,12 @@ impl<'a> Walk<'a> {
     }
 
     /// The next offset, from `offset` on, where a later frame of this epoch could start.
-    fn next_candidate(&mut self, mut offset: u64, lsn: Lsn) -> Result<Option<u64>, Error> {
+    fn next_candidate(
+        &mut self,
+        mut offset: u64,
+        lsn: Lsn,
+        search: Search,
+    ) -> Result<Option<u64>, Error> {
         let epoch = self.epoch.0;
         let lsn_max = lsn.0.saturating_add(self.segment_bytes / FRAME_HEADER_BYTES as u64);
         let segment_bytes = self.segment_bytes;
@@ -389,6 +508,7 @@ impl<'a> Walk<'a> {
             // than one.
             let length = match self.in_piece(offset) {
                 left if left >= FRAME_HEADER_BYTES => left,
+                _ if search == Search::Near => return Ok(None),
                 _ => (PIECE_BYTES as u64).min(segment_bytes - offset) as usize,
             };
             let bytes = self.bytes(offset, length)?;
@@ -419,9 +539,10 @@ impl Scan {
         self.live().last().map_or(Lsn(0), |stretch| stretch.last_lsn)
     }
 
-    /// The position of the oldest frame that is still there, or would be.
+    /// The position of the oldest frame that was read, or would be: of those that are still there, or, of a log that
+    /// was known in part, of those that were not known.
     pub fn first_lsn(&self) -> Lsn {
-        self.live().next().map_or(Lsn(1), |stretch| stretch.segment.header.first_lsn)
+        self.live().next().map_or(Lsn(1), |stretch| stretch.start_lsn)
     }
 
     /// The highest position that accepted frames and headers prove to have been durable.
@@ -438,6 +559,18 @@ impl Scan {
     /// All accepted frames, in order.
     pub fn frames(&self) -> Frames<'_> {
         Frames { stretches: self.live().collect::<Vec<_>>().into_iter(), current: None }
+    }
+
+    /// Where it ends.
+    pub(crate) fn position(&self) -> Option<Position> {
+        let Stretch { segment, end, last_offset, .. } = self.stretches.last()?;
+        Some(Position {
+            epoch: segment.header.epoch,
+            offset: *end,
+            next_lsn: self.end_lsn().next(),
+            link: self.link,
+            last_offset: *last_offset,
+        })
     }
 
     pub(crate) fn live(&self) -> impl DoubleEndedIterator<Item = &Stretch> {
@@ -457,15 +590,17 @@ struct Region<'a> {
     epoch: Epoch,
     next_lsn: Lsn,
     bytes: Cow<'a, [u8]>,
+    /// Offset of the first of them.
+    start: u64,
     at: usize,
 }
 
 impl<'a> Frames<'a> {
     fn read(stretch: &'a Stretch) -> Result<Region<'a>, Error> {
-        let Header { segment, epoch, first_lsn, .. } = stretch.segment.header;
-        let range = HEADER_AREA_BYTES as usize..stretch.end as usize;
-        let bytes = stretch.map.read(range).doing("read", segment)?;
-        Ok(Region { segment, epoch, next_lsn: first_lsn, bytes, at: 0 })
+        let Header { segment, epoch, .. } = stretch.segment.header;
+        let start = stretch.start;
+        let bytes = stretch.map.read(start as usize..stretch.end as usize).doing("read", segment)?;
+        Ok(Region { segment, epoch, next_lsn: stretch.start_lsn, bytes, start, at: 0 })
     }
 }
 
@@ -496,7 +631,7 @@ impl<'a> Iterator for Frames<'a> {
 impl<'a> Region<'a> {
     fn next_frame(&mut self) -> Result<Frame<'a>, Error> {
         let rest = &self.bytes[self.at..];
-        let offset = HEADER_AREA_BYTES + self.at as u64;
+        let offset = self.start + self.at as u64;
         // The scan accepted these bytes. That they are others now means that a writer has recycled the segment since,
         // or that the cache has forgotten what it could not write back.
         let header = rest

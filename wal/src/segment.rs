@@ -4,9 +4,9 @@
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use atomtree_vfs::{Access, Dir, File};
+use atomtree_vfs::{Access, Dir, File, Map};
 
 use crate::error::{Doing, Error};
 use crate::format::{HEADER_BYTES, Header, HeaderSector, LogId, State};
@@ -25,6 +25,8 @@ const ZEROS_BYTES: usize = 1 << 20;
 pub(crate) struct Segment {
     pub(crate) file: Arc<dyn File>,
     pub(crate) header: Header,
+    /// Made when it is first read through, and kept: its length never changes.
+    map: Arc<OnceLock<Arc<dyn Map>>>,
 }
 
 /// What a segment file turned out to be.
@@ -35,6 +37,40 @@ pub(crate) enum Opened {
 }
 
 impl Segment {
+    fn new(file: Arc<dyn File>, header: Header) -> Self {
+        Self { file, header, map: Arc::default() }
+    }
+
+    /// The whole file, mapped.
+    pub(crate) fn map(&self) -> io::Result<Arc<dyn Map>> {
+        if let Some(map) = self.map.get() {
+            return Ok(map.clone());
+        }
+        let map = self.file.map()?;
+        Ok(self.map.get_or_init(|| map).clone())
+    }
+
+    /// Whether it is still the file that has its name.
+    pub(crate) fn is_named_in(&self, dir: &dyn Dir) -> io::Result<bool> {
+        let name = self.id().file_name();
+        Ok(dir.metadata(OsStr::new(&name))?.inode == self.file.metadata()?.inode)
+    }
+
+    /// Whether its header is still the one that was read or written.
+    pub(crate) fn has_known_header(&self) -> Result<bool, Error> {
+        let mut sector = [0; HEADER_BYTES];
+        self.file.read_exact_at(&mut sector, 0).doing("read the header of", self.id())?;
+        Ok(sector == self.header.encode())
+    }
+
+    /// The same segment with the header that it has now.
+    pub(crate) fn again(&self, log: LogId) -> Result<Opened, Error> {
+        Ok(match Self::read(self.file.clone(), log, self.id())? {
+            Opened::Segment(segment) => Opened::Segment(Self { map: self.map.clone(), ..segment }),
+            Opened::Unfinished => Opened::Unfinished,
+        })
+    }
+
     pub(crate) fn id(&self) -> SegmentId {
         self.header.segment
     }
@@ -93,7 +129,7 @@ impl Segment {
             link: 0,
             closed: Lsn(0),
         };
-        let mut segment = Self { file, header };
+        let mut segment = Self::new(file, header);
         segment.write_header(header)?;
         segment.file.sync_all().doing("sync", id)?;
         Ok(segment)
@@ -102,7 +138,11 @@ impl Segment {
     /// Opens a segment and reads its header.
     pub(crate) fn open(dir: &dyn Dir, log: LogId, id: SegmentId, access: Access) -> Result<Opened, Error> {
         let name = id.file_name();
-        let file = dir.open_file(OsStr::new(&name), access).doing("open", id)?;
+        Self::read(dir.open_file(OsStr::new(&name), access).doing("open", id)?, log, id)
+    }
+
+    /// Reads the header of an open segment.
+    pub(crate) fn read(file: Arc<dyn File>, log: LogId, id: SegmentId) -> Result<Opened, Error> {
         let length = file.metadata().doing("read the metadata of", id)?.size;
         // What is past the end reads as zeros here, so that a header that is still there counts, however short the
         // file has become.
@@ -163,7 +203,7 @@ impl Segment {
                 format!("{SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX} bytes and smaller numbers"),
             ));
         }
-        Ok(Opened::Segment(Self { file, header }))
+        Ok(Opened::Segment(Self::new(file, header)))
     }
 
     /// Whether anything stands where a new file's zeros would: then its header was there, too. The first frame of a

@@ -7,7 +7,7 @@ use std::any::Any;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{
     Advice, FallocateFlags, FlockOperation, Mode, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
@@ -15,6 +15,7 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{NS_PER_SECOND, metadata_of, owner, xattr};
+use crate::fork::HiddenFd;
 use crate::{File, Lock, Map, Metadata, Timestamp, Xattr, map};
 
 /// The most parts that Linux takes in one call.
@@ -25,15 +26,19 @@ const COPY_BUFFER_BYTES: usize = 256 << 10;
 
 /// An open file. The descriptor is shared with the file's maps, which check through it that the file still is as long
 /// as they are.
-pub(super) struct OsFile(Arc<OwnedFd>);
+pub(super) struct OsFile {
+    /// Set once forked children let go of the descriptor. Before it, so that it is dropped before that is closed.
+    hidden: OnceLock<HiddenFd>,
+    descriptor: Arc<OwnedFd>,
+}
 
 impl OsFile {
     pub(super) fn new(descriptor: OwnedFd) -> Self {
-        Self(Arc::new(descriptor))
+        Self { hidden: OnceLock::new(), descriptor: Arc::new(descriptor) }
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.descriptor.as_fd()
     }
 }
 
@@ -136,6 +141,14 @@ impl File for OsFile {
         Ok(!map::any_resident(self.fd(), self.metadata()?.size)?)
     }
 
+    fn wait_for_lock(&self, lock: Lock) -> io::Result<()> {
+        let operation = match lock {
+            Lock::Shared => FlockOperation::LockShared,
+            Lock::Exclusive => FlockOperation::LockExclusive,
+        };
+        Ok(retry_on_intr(|| rustix::fs::flock(self.fd(), operation))?)
+    }
+
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {
         let operation = match lock {
             Lock::Shared => FlockOperation::NonBlockingLockShared,
@@ -152,8 +165,15 @@ impl File for OsFile {
         Ok(retry_on_intr(|| rustix::fs::flock(self.fd(), FlockOperation::NonBlockingUnlock))?)
     }
 
+    fn hide_from_forks(&self) -> io::Result<()> {
+        if self.hidden.get().is_none() {
+            let _ = self.hidden.set(HiddenFd::new(self.fd())?);
+        }
+        Ok(())
+    }
+
     fn map(&self) -> io::Result<Arc<dyn Map>> {
-        Ok(Arc::new(map::FileMap::new(&self.0, self.metadata()?.size)?))
+        Ok(Arc::new(map::FileMap::new(&self.descriptor, self.metadata()?.size)?))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -404,7 +424,10 @@ mod tests {
         assert_eq!(copy.copy_from(&*source).unwrap(), 3_000_003);
         assert_eq!(copy.read_all(1 << 30).unwrap(), expected);
 
-        let own = |file: &Arc<dyn File>| OsFile(file.as_any().downcast_ref::<OsFile>().unwrap().0.clone());
+        let own = |file: &Arc<dyn File>| OsFile {
+            hidden: OnceLock::new(),
+            descriptor: file.as_any().downcast_ref::<OsFile>().unwrap().descriptor.clone(),
+        };
         let copy = root.create_file(name("kernel"), 0o600).unwrap();
         let copied = copy_in_kernel(&own(&source), &own(&copy));
         assert_eq!(copy.read_all(1 << 30).unwrap(), expected[..copied as usize]);

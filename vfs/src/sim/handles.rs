@@ -10,12 +10,16 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Sim;
 use super::errno::{self, error};
 use super::names::NameOperation;
 use super::state::{Body, Id, Inode, State};
 use crate::{Access, Dir, DirFlags, Entry, File, FileSystem, Kind, Lock, Map, Metadata, Timestamp, Xattr};
+
+/// How long somebody who waits for a lock leaves between two looks at it.
+const LOCK_PAUSE: Duration = Duration::from_micros(50);
 
 /// One open of one inode.
 struct Handle {
@@ -542,6 +546,18 @@ impl File for SimFile {
             let (data, space) = state.data_mut(self.handle.inode);
             Ok(data.drop_cache(space))
         })
+    }
+
+    fn wait_for_lock(&self, lock: Lock) -> io::Result<()> {
+        // Simulated machines have no threads of their own: those of the test are asked again and again.
+        while !self.try_lock(lock)? {
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        Ok(())
+    }
+
+    fn hide_from_forks(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {
