@@ -10,6 +10,7 @@ mod batch;
 mod color;
 mod demo;
 mod document;
+mod duration;
 mod fields;
 mod lines;
 mod look;

@@ -4,7 +4,8 @@
 
 use std::fmt::Write as _;
 
-use atomtree::{ErrorKind, Inspection, PastTransaction, TransactionId};
+use atomtree::vfs::ProcessIdentity;
+use atomtree::{ErrorKind, Inspection, Member, PastTransaction, TransactionId};
 use serde::Serialize;
 
 use crate::answer::{Failure, json, print};
@@ -31,9 +32,20 @@ pub(crate) fn inspect(common: &Common) -> Result<Inspection, Failure> {
 /// Runs `atomtree status`.
 pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
     #[derive(Serialize)]
-    struct Holder<'a> {
+    struct Process<'a> {
         pid: u32,
         program: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        since: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        waiting_since: Option<String>,
+    }
+    impl<'a> Process<'a> {
+        fn new(member: &'a Member) -> Self {
+            let Member { process, since, waiting_since, .. } = member;
+            let waiting_since = waiting_since.map(|since| utc(since.0));
+            Self { pid: process.pid, program: &process.program, since: Some(utc(since.0)), waiting_since }
+        }
     }
     #[derive(Serialize)]
     struct Status<'a> {
@@ -45,17 +57,30 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
         log_segments: usize,
         log_segments_free: usize,
         log_bytes: u64,
+        image_bytes: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        checkpoint_time: Option<String>,
         quarantined: u64,
         file_system: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        holder: Option<Holder<'a>>,
+        holder: Option<Process<'a>>,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        members: &'a [Process<'a>],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        committing: Option<Process<'a>>,
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
         warnings: &'a [String],
     }
     let progress = Progress::of("reading the log");
     let found = inspect(common)?.status()?;
     drop(progress);
-    let holder = found.holder.as_ref().map(|holder| Holder { pid: holder.pid, program: &holder.program });
+    let members: Vec<Process<'_>> = found.members.iter().map(Process::new).collect();
+    let holder = found.holder.as_ref().map(|ProcessIdentity { pid, program, .. }| Process {
+        pid: *pid,
+        program,
+        since: None,
+        waiting_since: None,
+    });
     if common.json {
         print(&json(&Status {
             ok: true,
@@ -66,25 +91,47 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
             log_segments: found.log_segments,
             log_segments_free: found.log_segments_free,
             log_bytes: found.log_bytes,
+            image_bytes: found.image_bytes,
+            checkpoint_time: found.checkpoint_ns.map(utc),
             quarantined: found.quarantined,
             file_system: &found.file_system,
             holder,
+            members: &members,
+            committing: found.committing.as_ref().map(Process::new),
             warnings: &found.warnings,
         }))?;
         return Ok(0);
     }
     let mut table = Table::of_facts();
-    let state = match holder {
-        Some(Holder { pid, program }) => cell(format!("open in process {pid} ({program})"), Style::Strong),
+    let state = match &holder {
+        Some(Process { pid, program, .. }) if members.len() == 1 => {
+            cell(format!("open in process {pid} ({program})"), Style::Strong)
+        }
+        Some(_) => cell(format!("open in {} processes", members.len()), Style::Strong),
         None if found.is_clean => cell("closed", Style::Good),
         None => cell("not closed; the next command that opens it recovers it", Style::Notice),
     };
     table.fact("state", state);
+    for member in found.members.iter().filter(|_| members.len() > 1) {
+        let Member { process, since, waiting_since, .. } = member;
+        let waiting =
+            waiting_since.map(|since| format!(", waits for the commit lock since {}", moment(since.0)));
+        let (pid, program, waiting) = (process.pid, &process.program, waiting.unwrap_or_default());
+        table.fact("", format!("process {pid} ({program}) since {}{waiting}", moment(since.0)));
+    }
+    if let Some(Member { process, since, .. }) = &found.committing {
+        let (pid, program) = (process.pid, &process.program);
+        table.fact("commit lock", format!("process {pid} ({program}) since {}", moment(since.0)));
+    }
     table.fact("last", format!("transaction {}", found.last_tx));
     table.fact("unsettled", counted(found.unsettled, "transaction"));
     let (segments, free) = (counted(found.log_segments as u64, "segment"), found.log_segments_free);
     let (used, lsn) = (size(found.log_bytes), found.checkpoint_lsn);
     table.fact("log", format!("{segments} ({free} free), {used} used, settled up to lsn {lsn}"));
+    if let Some(time) = found.checkpoint_ns {
+        table.fact("settled", moment(time));
+    }
+    table.fact("images", size(found.image_bytes));
     table.fact("quarantine", counted(found.quarantined, "file"));
     table.fact("file system", &found.file_system);
     for warning in &found.warnings {

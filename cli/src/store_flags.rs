@@ -7,6 +7,8 @@ use std::time::Duration;
 use atomtree::Options;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
+use crate::duration;
+
 /// An option that is a number; its name ends in its unit.
 struct Number {
     name: &'static str,
@@ -38,12 +40,20 @@ const ALLOW_REMOTE: &str = "allow-remote";
 const ALLOW_REMOTE_HELP: &str =
     "Open a store on a network or user-space file system, where none of the promises is known to hold";
 
+const EXCLUSIVE: &str = "exclusive";
+const EXCLUSIVE_HELP: &str = "Let no other process have the store open meanwhile";
+const WAIT: &str = "wait";
+const WAIT_HELP: &str =
+    "How long to wait for other processes, each time: 500ms, 30s, 2m; 0 doesn't wait [default: 30s]";
+
 /// How a store is opened for writing.
 pub(crate) struct StoreFlags {
     /// What was given for each of [`NUMBERS`].
     numbers: Vec<Option<u64>>,
     adopt: bool,
     allow_remote: bool,
+    exclusive: bool,
+    wait: Option<Duration>,
 }
 
 impl StoreFlags {
@@ -53,7 +63,11 @@ impl StoreFlags {
                 Some(value) => (number.set)(options, *value),
                 None => options,
             });
-        options.adopt(self.adopt).allow_remote(self.allow_remote)
+        let options = options.adopt(self.adopt).allow_remote(self.allow_remote).exclusive(self.exclusive);
+        match self.wait {
+            Some(wait) => options.lock_timeout(wait),
+            None => options,
+        }
     }
 }
 
@@ -63,6 +77,8 @@ impl FromArgMatches for StoreFlags {
             numbers: NUMBERS.iter().map(|number| matches.get_one(number.name).copied()).collect(),
             adopt: matches.get_flag(ADOPT),
             allow_remote: matches.get_flag(ALLOW_REMOTE),
+            exclusive: matches.get_flag(EXCLUSIVE),
+            wait: matches.get_one(WAIT).copied(),
         })
     }
 
@@ -82,10 +98,12 @@ impl Args for StoreFlags {
                 .help(number.help)
                 .help_heading(heading)
         });
-        let switches = [(ADOPT, ADOPT_HELP), (ALLOW_REMOTE, ALLOW_REMOTE_HELP)].map(|(name, help)| {
+        let switches = [(ADOPT, ADOPT_HELP), (ALLOW_REMOTE, ALLOW_REMOTE_HELP), (EXCLUSIVE, EXCLUSIVE_HELP)];
+        let switches = switches.map(|(name, help)| {
             Arg::new(name).long(name).action(ArgAction::SetTrue).help(help).help_heading(heading)
         });
-        command.args(numbers).args(switches)
+        let wait = Arg::new(WAIT).long(WAIT).value_name("D").value_parser(duration::parse).help(WAIT_HELP);
+        command.args(numbers).args(switches).arg(wait.help_heading(heading))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -113,7 +131,14 @@ mod tests {
         assert!(opened(&["--segment-bytes", "5"]).unwrap_err().contains("segment_bytes is 5"));
         let bounded = opened(&["--log-bytes-max", "65536", "--segment-bytes", "65536"]);
         assert!(bounded.unwrap_err().contains("log_bytes_max is 65536"), "the explicit bound wins");
-        let others = ["--settle-after-ms=1", "--history-transactions-max=1", "--adopt", "--allow-remote"];
+        let others = [
+            "--exclusive",
+            "--wait=2s",
+            "--settle-after-ms=1",
+            "--history-transactions-max=1",
+            "--adopt",
+            "--allow-remote",
+        ];
         assert_eq!(opened(&[&others[..], &["--segment-bytes", "65536"]].concat()), Ok(()));
     }
 

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atomtree_recovery::Doing;
-use atomtree_recovery::analyze::Committed;
+use atomtree_recovery::analyze::{Committed, slots_of};
 use atomtree_recovery::apply::{Applier, Parents};
+use atomtree_recovery::known::Known;
 use atomtree_recovery::log_records::append_checkpoint;
 use atomtree_recovery::manifest::{self, Summary};
 use atomtree_recovery::plan::{Change, Checkpoint, TransactionId};
-use atomtree_recovery::sweep::discard_original;
+use atomtree_recovery::sweep::{clear_slots, dead_stages, discard_originals, sweep};
 use atomtree_wal::sync::{self, Thread, now};
 use atomtree_wal::{self as wal, Lsn};
 
 use crate::error::{Error, ErrorKind};
-use crate::store::{CommitState, Engine};
+use crate::hand_over::{CheckpointTurn, CommitLock, CommitState};
+use crate::store::Engine;
 use crate::trace;
 
 /// Under load, checkpoints take at most about a tenth of the time.
@@ -28,9 +30,7 @@ const CLOSE_BYTES_MAX: u64 = 256 << 10;
 /// What waits for a checkpoint. Guarded by the engine's `unsettled` mutex.
 #[derive(Default)]
 pub(crate) struct Unsettled {
-    /// Applied and not settled, in order.
-    transactions: Vec<Arc<Committed<'static>>>,
-    /// When the first of them was applied.
+    /// When the first of what is unsettled was applied, or seen.
     since: Option<Instant>,
     /// Whether a checkpoint is wanted at once.
     is_urgent: bool,
@@ -48,8 +48,8 @@ enum Progress {
 }
 
 impl Engine {
-    /// Hands transactions over that have been applied.
-    pub(crate) fn note_applied(&self, mut transactions: Vec<Arc<Committed<'static>>>) {
+    /// Tells the checkpointer of transactions that have been applied.
+    pub(crate) fn note_applied(&self, transactions: &[Arc<Committed<'static>>]) {
         let mut unsettled = self.unsettled.lock();
         // A content outside of the log has only one copy in reach until it is settled; and what moves directories makes
         // whoever touches them wait.
@@ -59,8 +59,18 @@ impl Engine {
         // Otherwise the checkpointer knows already when to wake; waking it at each commit would cost each a switch.
         let is_news = unsettled.is_urgent || unsettled.since.is_none();
         unsettled.since.get_or_insert_with(now);
-        unsettled.transactions.append(&mut transactions);
         if is_news {
+            self.wake.notify_all();
+        }
+    }
+
+    /// Tells the checkpointer what others have left to settle. They may settle it themselves; they may also be gone.
+    pub(crate) fn note_unsettled(&self, commits: &CommitState) {
+        let mut unsettled = self.unsettled.lock();
+        if commits.unsettled.is_empty() {
+            (unsettled.since, unsettled.is_urgent) = (None, false);
+        } else if unsettled.since.is_none() {
+            unsettled.since = Some(now());
             self.wake.notify_all();
         }
     }
@@ -83,7 +93,7 @@ impl Engine {
     pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
         trace::event!(INFO, "log full", used_bytes = used_bytes);
         self.checkpoint()?;
-        let used_now = self.commits.lock().log.used_bytes();
+        let used_now = self.lock_commits()?.log.used_bytes();
         if used_now < used_bytes {
             return Ok(());
         }
@@ -94,9 +104,10 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::NoSpace => Some(error),
             Err(error) => return Err(error),
         };
-        let _turn = self.checkpoint_turn.lock();
-        let mut commits = self.commits.lock();
-        if !self.unsettled.lock().transactions.is_empty() || commits.log.used_bytes() < used_bytes {
+        let deadline = self.options.deadline();
+        let turn = self.checkpoint_turn(deadline)?;
+        let mut commits = self.lock_commits_in(&turn, deadline)?;
+        if !commits.unsettled.is_empty() || commits.log.used_bytes() < used_bytes {
             // Others took the room that had been made, and what they filled can be settled as well; or have made room
             // meanwhile.
             return Ok(());
@@ -109,7 +120,7 @@ impl Engine {
             if made.is_ok() {
                 drop(commits);
                 // In the same turn: until the segment is freed, nothing is unsettled and the log is full all the same.
-                return self.settle_in_turn(true, None);
+                return self.settle_in_turn(&turn, true, None);
             }
         }
         match made {
@@ -126,47 +137,50 @@ impl Engine {
         Err(no_space.unwrap_or_else(|| Error::invalid(ErrorKind::NoSpace, reason)))
     }
 
-    /// Settles everything that has been applied.
+    /// Settles everything that has been applied, by any process.
     ///
     /// # Errors
-    /// `no_space` if there was none for the manifest or the log's record: then it can be tried again. After any other
-    /// the store is poisoned, because what the disk holds is unknown; the log still has everything.
+    /// `no_space` if there was none for the manifest or the log's record: then it can be tried again, as after `locked`.
+    /// After any other the store is poisoned, because what the disk holds is unknown; the log still has everything.
     pub(crate) fn checkpoint(&self) -> Result<(), Error> {
-        // One at a time; a second one waits and then settles what has come in since.
-        let _turn = self.checkpoint_turn.lock();
-        self.settle_in_turn(false, None)
-    }
-
-    /// As [`Engine::checkpoint`], for who holds the commit lock already; `None` if one is being made by another thread,
-    /// which waits for that lock.
-    pub(crate) fn checkpoint_held(&self, commits: &mut CommitState) -> Option<Result<(), Error>> {
-        let _turn = self.checkpoint_turn.try_lock()?;
-        Some(self.settle_in_turn(false, Some(commits)))
-    }
-
-    fn settle_in_turn(&self, even_if_empty: bool, held: Option<&mut CommitState>) -> Result<(), Error> {
         self.check_settling()?;
-        let transactions = {
-            let mut unsettled = self.unsettled.lock();
-            (unsettled.since, unsettled.is_urgent) = (None, false);
-            std::mem::take(&mut unsettled.transactions)
-        };
+        // One at a time; a second one waits and then settles what has come in since.
+        let turn = self.checkpoint_turn(self.options.deadline())?;
+        self.settle_in_turn(&turn, false, None)
+    }
+
+    /// As [`Engine::checkpoint`], for who holds the commit lock already; `None` if one is being made by another thread or
+    /// process, which waits for that lock.
+    pub(crate) fn checkpoint_held(&self, commits: &mut CommitState) -> Option<Result<(), Error>> {
+        match self.try_checkpoint_turn() {
+            Ok(turn) => Some(self.settle_in_turn(&turn?, false, Some(commits))),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn settle_in_turn(
+        &self,
+        turn: &CheckpointTurn<'_>,
+        even_if_empty: bool,
+        held: Option<&mut CommitState>,
+    ) -> Result<(), Error> {
+        self.check_settling()?;
         let start = now();
-        let result = if transactions.is_empty() && !even_if_empty {
-            Ok(Progress::Settled)
-        } else {
-            self.settle_these(&transactions, held)
-        };
+        let result = self.settle(turn, even_if_empty, held);
         let mut unsettled = self.unsettled.lock();
         unsettled.last_duration = now() - start;
         unsettled.last_end = Some(now());
         match result {
             Ok(Progress::Settled) => Ok(()),
             Ok(Progress::PutOff(error)) => {
-                unsettled.transactions.splice(0..0, transactions);
                 unsettled.since.get_or_insert_with(now);
                 // Whoever tried may not have been the checkpointer, which has to come back to it.
                 self.wake.notify_all();
+                Err(error)
+            }
+            // Nothing of it was done.
+            Err(error @ Error::Locked { .. }) => {
+                unsettled.since.get_or_insert_with(now);
                 Err(error)
             }
             Err(error) => {
@@ -178,6 +192,146 @@ impl Engine {
                 Err(if is_unknown { Error::Poisoned { reason } } else { error })
             }
         }
+    }
+
+    fn settle(
+        &self,
+        turn: &CheckpointTurn<'_>,
+        even_if_empty: bool,
+        mut held: Option<&mut CommitState>,
+    ) -> Result<Progress, Error> {
+        let (transactions, uncleared, sync_root) = {
+            let mut lock = None;
+            let commits = self.held_or_locked(turn, &mut held, &mut lock)?;
+            // What is noted from now on is for the next one.
+            let mut unsettled = self.unsettled.lock();
+            (unsettled.since, unsettled.is_urgent) = (None, false);
+            drop(unsettled);
+            if commits.has_older_than_itself() {
+                // A failure to write it may have been told to others only: then nothing but a recovery tells.
+                return self.take_over(turn, commits).map(|()| Progress::Settled);
+            }
+            (commits.unsettled.clone(), commits.uncleared.clone(), commits.sync_root.clone())
+        };
+        if transactions.is_empty() && !even_if_empty {
+            return Ok(Progress::Settled);
+        }
+        trace::span!("atomtree.checkpoint", transactions = transactions.len());
+        // Targets, originals and all their directories. The descriptor is older than all of them, so that no write-back
+        // error of theirs has been reported elsewhere alone.
+        sync_root.sync_filesystem().doing("sync the file system of", "the root")?;
+        match self.write_manifest(&transactions) {
+            // Nothing has been given up yet, and each attempt writes a file of its own.
+            Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Progress::PutOff(error)),
+            result => result?,
+        }
+        self.clear_again(&uncleared)?;
+        let recorded = {
+            let mut lock = None;
+            let commits = self.held_or_locked(turn, &mut held, &mut lock)?;
+            self.record(commits, &transactions)?
+        };
+        let watermark = match recorded {
+            Ok(watermark) => watermark,
+            Err(error) => return Ok(Progress::PutOff(error.into())),
+        };
+        self.discard_originals(&transactions)?;
+        // A record outlives every file that it explains; the one that says so stays until a later one does.
+        let mut lock = None;
+        let commits = self.held_or_locked(turn, &mut held, &mut lock)?;
+        commits.log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)?;
+        if commits.unsettled.is_empty() {
+            self.sweep_dead(uncleared.iter().chain(&transactions))?;
+        }
+        drop(lock);
+        if let Some(last) = transactions.last() {
+            let keep_from = last.begin.tx.0.saturating_sub(self.options.history_transactions_max);
+            manifest::prune(&*self.places.history, TransactionId(keep_from))?;
+        }
+        Ok(Progress::Settled)
+    }
+
+    /// Says in the log that these transactions, and all before them, are settled. Returns up to where.
+    fn record(
+        &self,
+        commits: &mut CommitState,
+        transactions: &[Arc<Committed<'static>>],
+    ) -> Result<Result<Lsn, atomtree_recovery::Error>, Error> {
+        // A transaction that got stuck after its commit point is in nobody's list, and must not be covered.
+        self.check_settling()?;
+        // If nothing was applied meanwhile, the records behind the last commit are covered too: they explain nothing,
+        // and would keep their segment from being freed.
+        let is_all = commits.unsettled.len() == transactions.len() && commits.is_all_applied;
+        let settled = match transactions.last() {
+            _ if is_all => commits.log.next_lsn().previous(),
+            Some(last) => last.lsn,
+            None => commits.settled,
+        };
+        let record = Checkpoint { watermark: settled.0, next_tx: commits.next_tx };
+        loop {
+            match append_checkpoint(&mut commits.log, record) {
+                Ok(_) => break,
+                // Where writing a block again takes a new one, as on btrfs, there may be no space. The log goes on
+                // without the record.
+                Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
+                    if !self.ballast.release().doing("release", ".atomtree/ballast")? {
+                        return Ok(Err(atomtree_recovery::Error::Log(error)));
+                    }
+                }
+                Err(error) => return Err(atomtree_recovery::Error::Log(error).into()),
+            }
+        }
+        commits.log.sync().map_err(atomtree_recovery::Error::Log)?;
+        commits.note_settled(settled);
+        commits.uncleared.clear();
+        Ok(Ok(settled))
+    }
+
+    /// The state that the caller holds, or, for as long as `lock` lives, the one behind the lock.
+    fn held_or_locked<'a, 'b>(
+        &'a self,
+        turn: &CheckpointTurn<'_>,
+        held: &'b mut Option<&mut CommitState>,
+        lock: &'b mut Option<CommitLock<'a>>,
+    ) -> Result<&'b mut CommitState, Error> {
+        match held {
+            Some(commits) => Ok(commits),
+            None => Ok(lock.insert(self.lock_commits_in(turn, self.options.deadline())?)),
+        }
+    }
+
+    fn discard_originals(&self, transactions: &[Arc<Committed<'static>>]) -> Result<(), Error> {
+        let transactions = transactions.iter().map(|transaction| &**transaction);
+        Ok(discard_originals(&self.places, &mut self.applier()?, transactions)?)
+    }
+
+    /// Clears what another process's checkpoint or recovery settled, in case that died before it had done so. Before there is
+    /// a record that says so: see [`CommitState::take_up`].
+    fn clear_again(&self, uncleared: &[Arc<Committed<'static>>]) -> Result<(), Error> {
+        if uncleared.is_empty() {
+            return Ok(());
+        }
+        let transactions = uncleared.iter().map(|transaction| &**transaction);
+        Ok(clear_slots(&self.places, transactions, &mut self.applier()?)?)
+    }
+
+    /// Clears what processes have left in `stage/` that died while nothing of theirs was unsettled. Under the commit lock.
+    fn sweep_dead<'a>(
+        &self,
+        settled: impl Iterator<Item = &'a Arc<Committed<'static>>> + Clone,
+    ) -> Result<(), Error> {
+        let dead = dead_stages(&self.places, self.stage().name())?;
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let settled = settled.map(|transaction| &**transaction);
+        let (slots, known) = (slots_of(settled.clone()), Known::of(settled));
+        Ok(sweep(&self.places, dead, &slots, &known, &mut self.applier()?)?)
+    }
+
+    fn applier(&self) -> Result<Applier<'_>, Error> {
+        let parents = Parents::new(self.places.root.clone()).doing("read the metadata of", "the root")?;
+        Ok(Applier::new(&self.places, parents, &self.ballast, self.can_exchange, Lsn(0)))
     }
 
     /// Writes the manifest of these transactions, from the ballast if need be.
@@ -200,103 +354,13 @@ impl Engine {
         }
     }
 
-    fn settle_these(
-        &self,
-        transactions: &[Arc<Committed<'static>>],
-        mut held: Option<&mut CommitState>,
-    ) -> Result<Progress, Error> {
-        trace::span!("atomtree.checkpoint", transactions = transactions.len());
-        let places = &self.places;
-        // Targets, originals and all their directories. The descriptor is as old as the store's opening, so that no
-        // write-back error of ours has been reported elsewhere.
-        places.root.sync_filesystem().doing("sync the file system of", "the root")?;
-        match self.write_manifest(transactions) {
-            // Nothing has been given up yet, and each attempt writes a file of its own.
-            Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Progress::PutOff(error)),
-            result => result?,
-        }
-        let recorded = self.with_commits(&mut held, |commits| {
-            // A transaction that got stuck after its commit point is in nobody's list, and must not be covered.
-            self.check_settling()?;
-            // If nothing was applied meanwhile, the records behind the last commit are covered too: they explain
-            // nothing, and would keep their segment from being freed.
-            let settled = match transactions.last() {
-                _ if self.unsettled.lock().transactions.is_empty() && commits.is_all_applied => {
-                    commits.log.next_lsn().previous()
-                }
-                Some(last) => last.lsn,
-                None => commits.settled,
-            };
-            let record = Checkpoint { watermark: settled.0, next_tx: commits.next_tx };
-            let lsn = loop {
-                match append_checkpoint(&mut commits.log, record) {
-                    Ok(lsn) => break lsn,
-                    // Where writing a block again takes a new one, as on btrfs, there may be no space. The log goes on
-                    // without the record.
-                    Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
-                        if !self.ballast.release().doing("release", ".atomtree/ballast")? {
-                            return Ok(Err(atomtree_recovery::Error::Log(error)));
-                        }
-                    }
-                    Err(error) => return Err(atomtree_recovery::Error::Log(error).into()),
-                }
-            };
-            commits.log.sync().map_err(atomtree_recovery::Error::Log)?;
-            commits.is_closed = false;
-            commits.note_settled(settled);
-            Ok::<_, Error>(Ok((settled, lsn)))
-        })?;
-        let (watermark, lsn) = match recorded {
-            Ok(recorded) => recorded,
-            Err(error) => return Ok(Progress::PutOff(error.into())),
-        };
-        self.discard_originals(transactions)?;
-        // A record outlives every file that it explains; the one that says so stays until a later one does.
-        debug_assert!(watermark <= lsn);
-        self.with_commits(&mut held, |commits| commits.log.retire(watermark.next()))
-            .map_err(atomtree_recovery::Error::Log)?;
-        if let Some(last) = transactions.last() {
-            let keep_from = last.begin.tx.0.saturating_sub(self.options.history_transactions_max);
-            manifest::prune(&*places.history, TransactionId(keep_from))?;
-        }
-        Ok(Progress::Settled)
-    }
-
-    /// Takes the commit lock, unless the caller holds it.
-    fn with_commits<R>(
-        &self,
-        held: &mut Option<&mut CommitState>,
-        act: impl FnOnce(&mut CommitState) -> R,
-    ) -> R {
-        match held {
-            Some(commits) => act(commits),
-            None => act(&mut self.commits.lock()),
-        }
-    }
-
-    fn discard_originals(&self, transactions: &[Arc<Committed<'static>>]) -> Result<(), Error> {
-        let places = &self.places;
-        let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
-        let mut applier = Applier::new(places, parents, &self.ballast, self.can_exchange, Lsn(0));
-        let dir = self.stage().dir();
-        for transaction in transactions {
-            applier.set_lsn(transaction.lsn);
-            for change in &transaction.changes {
-                discard_original(places, &mut applier, &**dir, change)
-                    .doing("clear the original of", &change.path.to_string())?;
-            }
-        }
-        dir.sync().doing("sync", "stage")?;
-        places.quarantine.sync().doing("sync", "quarantine")?;
-        Ok(())
-    }
-
     /// Adds a segment to the log if it may grow. Returns whether it did.
     fn add_spare(&self) -> Result<bool, Error> {
-        // One at a time: two that both found room for one more would pass the log's bound.
-        let _turn = self.spare_turn.lock();
+        // One at a time, of all processes: two that both found room for one more would pass the log's bound, and one that
+        // is being made looks like one whose making was cut short.
+        let turn = self.checkpoint_turn(self.options.deadline())?;
         let builder = {
-            let mut commits = self.commits.lock();
+            let mut commits = self.lock_commits_in(&turn, self.options.deadline())?;
             if !commits.log.may_grow() {
                 return Ok(false);
             }
@@ -304,24 +368,33 @@ impl Engine {
         };
         // Zero-writing takes long, so nobody waits for it.
         let spare = builder.build().map_err(atomtree_recovery::Error::Log)?;
-        let mut commits = self.commits.lock();
+        let mut commits = self.lock_commits_in(&turn, self.options.deadline())?;
         commits.log.add_spare(spare);
         Ok(true)
     }
 
-    /// Settles everything, says in the log that nothing follows, and sees to it that nothing does.
+    /// Settles everything, and says in the log that nothing follows if no other process has the store open.
     pub(crate) fn close_log(&self) -> Result<(), Error> {
         loop {
             self.checkpoint()?;
             // With both locks held nothing comes in, and nothing is being settled by another thread.
-            let _turn = self.checkpoint_turn.lock();
-            let mut commits = self.commits.lock();
+            let deadline = self.options.deadline();
+            let turn = self.checkpoint_turn(deadline)?;
+            let mut commits = self.lock_commits_in(&turn, deadline)?;
             self.check_settling()?;
-            if self.unsettled.lock().transactions.is_empty() {
-                close_settled_log(&mut commits)?;
-                self.note_closed();
-                return Ok(());
+            if !commits.unsettled.is_empty() {
+                continue;
             }
+            self.clear_again(&commits.uncleared)?;
+            commits.uncleared.clear();
+            if self.locks.is_alone()? {
+                close_settled_log(&mut commits)?;
+            }
+            // What can't be removed is swept by others.
+            let _ = self.stage().remove(&self.places);
+            self.locks.leave();
+            self.note_closed();
+            return Ok(());
         }
     }
 
@@ -333,7 +406,7 @@ impl Engine {
 
 /// Says in a log in which everything is settled that nothing follows.
 fn close_settled_log(commits: &mut CommitState) -> Result<(), Error> {
-    if commits.is_closed {
+    if commits.log.is_closed() {
         return Ok(());
     }
     let log = atomtree_recovery::Error::Log;
@@ -350,7 +423,6 @@ fn close_settled_log(commits: &mut CommitState) -> Result<(), Error> {
     commits.log.sync().map_err(log)?;
     commits.log.retire(lsn).map_err(log)?;
     commits.log.close().map_err(log)?;
-    commits.is_closed = true;
     Ok(())
 }
 
@@ -363,8 +435,13 @@ pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Thread<()>> {
 fn run(engine: &Engine) {
     loop {
         let mut unsettled = engine.unsettled.lock();
-        if unsettled.is_stopping || engine.check_health().is_err() {
+        if unsettled.is_stopping {
             return;
+        }
+        if engine.check_health().is_err() {
+            // Closed, or poisoned, from which another process may recover it.
+            drop(engine.wake.wait(unsettled));
+            continue;
         }
         if unsettled.wants_spare {
             unsettled.wants_spare = false;

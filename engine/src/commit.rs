@@ -15,12 +15,13 @@ use atomtree_recovery::apply::{Applier, Displaced, Parents};
 use atomtree_recovery::log_records::{append_applied, with_records};
 use atomtree_recovery::plan::{Applied, Begin, Change, Plan, TransactionId, count_names};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_wal::{self as wal, Announcement, Log, Lsn};
+use atomtree_wal::{self as wal, Announcement, Log, Lsn, NotLed};
 
 use crate::error::{Error, ErrorKind, OnPath, kind_of_log_error};
+use crate::hand_over::{CommitState, is_barrier};
 use crate::options::Durability;
 use crate::stage::{Planned, Prepared};
-use crate::store::{CommitState, Engine};
+use crate::store::Engine;
 use crate::ticket::TicketState;
 use crate::trace;
 use crate::transaction::Transaction;
@@ -129,8 +130,16 @@ impl Engine {
         announcement: Announcement<'_, Vec<Prepared>, Vec<Outcome>>,
         parcel: Vec<Prepared>,
     ) -> Result<Vec<Outcome>, Error> {
-        announcement.submit(parcel, |batch| self.lead(batch)).map_err(|wal::Abandoned| {
-            Error::OutcomeUnknown { reason: "the thread that was committing it panicked".into() }
+        let led = announcement.submit_after(
+            parcel,
+            || self.lock_commits(),
+            |mut commits, batch| self.lead(&mut commits, batch),
+        );
+        led.map_err(|failed| match failed {
+            NotLed::NotBegun(error) => error,
+            NotLed::Abandoned => {
+                Error::OutcomeUnknown { reason: "the thread that was committing it panicked".into() }
+            }
         })
     }
 
@@ -156,15 +165,14 @@ impl Engine {
     // Under the commit lock.
 
     /// Commits the parcels of a batch, one after another, and returns the outcomes of each.
-    fn lead(&self, batch: Vec<Vec<Prepared>>) -> Vec<Vec<Outcome>> {
-        let mut commits = self.commits.lock();
+    fn lead(&self, commits: &mut CommitState, batch: Vec<Vec<Prepared>>) -> Vec<Vec<Outcome>> {
         let guard = PoisonOnPanic(self);
         let lengths: Vec<usize> = batch.iter().map(Vec::len).collect();
         let mut waiting: VecDeque<Prepared> = batch.into_iter().flatten().collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
         let mut held_back = None;
         while !waiting.is_empty() {
-            self.round(&mut commits, &mut waiting, &mut outcomes, &mut held_back);
+            self.round(commits, &mut waiting, &mut outcomes, &mut held_back);
         }
         self.note_log(&commits.log);
         std::mem::forget(guard);
@@ -307,7 +315,7 @@ impl Engine {
             Ok(lsn) => {
                 prepared.keep_staged();
                 commits.next_tx = TransactionId(commits.next_tx.0 + 1);
-                (commits.is_closed, commits.is_all_applied) = (false, false);
+                commits.is_all_applied = false;
                 Ok(Some(Committed { begin: plan.begin, lsn, changes: plan.changes }))
             }
             Err(wal::Error::Full { .. }) => {
@@ -389,37 +397,18 @@ impl Engine {
         let through = finished.last().expect("there was one at least").lsn;
         // Only a hint for recovery, which finds out without it; if it can't be written, the next append says so.
         let _ = append_applied(&mut commits.log, Applied { through: through.0 });
-        commits.is_all_applied = true;
-        commits.note_unsettled(&finished);
-        self.note_applied(finished);
+        (commits.applied, commits.is_all_applied) = (through, true);
+        self.note_applied(&finished);
+        commits.note_unsettled(finished);
     }
 
     /// Tells the checkpointer how full the log is.
-    fn note_log(&self, log: &Log) {
+    pub(crate) fn note_log(&self, log: &Log) {
         self.note_log_usage(log.used_bytes(), log.wants_spare());
     }
 }
 
-fn is_barrier(transaction: &Committed<'_>) -> bool {
-    transaction.changes.iter().any(Change::is_barrier)
-}
-
 impl CommitState {
-    fn note_unsettled(&mut self, applied: &[Arc<Committed<'static>>]) {
-        self.unsettled_barriers += applied.iter().filter(|transaction| is_barrier(transaction)).count();
-        self.unsettled.extend_from_slice(applied);
-    }
-
-    /// Forgets what is settled.
-    pub(crate) fn note_settled(&mut self, settled: Lsn) {
-        self.settled = settled;
-        self.unsettled.retain(|transaction| transaction.lsn > settled);
-        if self.unsettled_barriers > 0 {
-            self.unsettled_barriers =
-                self.unsettled.iter().filter(|transaction| is_barrier(transaction)).count();
-        }
-    }
-
     /// Whether a checkpoint has to come between what is unsettled and this transaction: in a recovery, whatever lies at
     /// or below the names of a transaction that moves or removes directories is touched by that one alone.
     fn has_to_settle_before(&self, prepared: &Prepared) -> bool {

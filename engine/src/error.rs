@@ -119,10 +119,11 @@ pub enum Error {
         /// The transaction, if it was being committed; see [`Error::into_transaction`].
         transaction: Option<Box<Transaction>>,
     },
-    /// Another process has the store open.
-    #[error("the store is open in {holder}; wait for it to close the store, or stop it")]
+    /// Another process, or thread, is in the way, and did not go within [`crate::Options::lock_timeout`]. Nothing was
+    /// changed.
+    #[error("{holder}; wait longer for it (--wait), or end it")]
     Locked {
-        /// Which, as far as it said.
+        /// Who has what, and for how long.
         holder: String,
     },
     /// A path that cannot name anything in the tree.
@@ -314,9 +315,10 @@ fn kind_of_store_error(error: &recovery::Error) -> ErrorKind {
 pub(crate) fn kind_of_log_error(error: &wal::Error) -> ErrorKind {
     match error {
         wal::Error::Io { source, .. } | wal::Error::Directory { source, .. } => ErrorKind::of_io(source),
-        wal::Error::Corrupt { .. } | wal::Error::ForeignSegment { .. } | wal::Error::Missing => {
-            ErrorKind::Corrupt
-        }
+        wal::Error::Corrupt { .. }
+        | wal::Error::ForeignSegment { .. }
+        | wal::Error::SetBack { .. }
+        | wal::Error::Missing => ErrorKind::Corrupt,
         wal::Error::FormatVersion { .. } => ErrorKind::Unsupported,
         wal::Error::Full { .. } | wal::Error::TooLarge { .. } => ErrorKind::NoSpace,
         wal::Error::Poisoned { .. } => ErrorKind::Poisoned,

@@ -5,6 +5,7 @@
 mod stats;
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 
 use atomtree_recovery::Doing;
@@ -17,7 +18,7 @@ use atomtree_vfs::ProcessIdentity;
 use atomtree_wal::{Lsn, scan};
 
 use crate::error::{Error, OnPath};
-use crate::lock::holder;
+use crate::lock::{LOCK_FILE, Member, holder_of, members};
 use crate::options::Options;
 
 pub use stats::Stats;
@@ -36,8 +37,12 @@ pub struct Inspection {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// The process that has it open, if one has.
+    /// Of the processes that have it open, the one that has had it longest.
     pub holder: Option<ProcessIdentity>,
+    /// The processes that have it open, those first that have had it longest.
+    pub members: Vec<Member>,
+    /// Who holds the commit lock, and since when.
+    pub committing: Option<Member>,
     /// Whether it was closed: then the next open has nothing to replay.
     pub is_clean: bool,
     /// Committed transactions that are not settled yet.
@@ -46,12 +51,16 @@ pub struct Status {
     pub last_tx: TransactionId,
     /// Everything up to here is settled.
     pub checkpoint_lsn: Lsn,
+    /// When something was settled last, in nanoseconds since the Unix epoch; as far as the history remembers.
+    pub checkpoint_ns: Option<i64>,
     /// Segments of the log: how many there are.
     pub log_segments: usize,
     /// How many of them are free.
     pub log_segments_free: usize,
     /// What accepted frames take, in bytes.
     pub log_bytes: u64,
+    /// What originals that are kept take, in bytes.
+    pub image_bytes: u64,
     /// Files in quarantine.
     pub quarantined: u64,
     /// Name of the file system.
@@ -114,7 +123,10 @@ impl Inspection {
     /// # Errors
     /// `corrupt` for damage.
     pub fn status(&self) -> Result<Status, Error> {
-        let holder = self.holder()?;
+        let members = self.members()?;
+        let committing = holder_of(&*self.places.store, LOCK_FILE).on("look at", ".atomtree/lock")?;
+        let image_bytes = self.image_bytes()?;
+        let checkpoint_ns = self.last_checkpoint()?;
         let file_system = self.places.root.file_system().on("describe the file system of", ".")?.name;
         let quarantined = self.places.quarantine.list().doing("list", "quarantine")?.len() as u64;
         self.patiently(|| {
@@ -123,14 +135,18 @@ impl Inspection {
             let analysis = analyze(&scan)?;
             let (log_segments, log_segments_free, log_bytes) = scan.usage();
             Ok(Status {
-                holder: holder.clone(),
+                holder: members.first().map(|member| member.process.clone()),
+                members: members.clone(),
+                committing: committing.clone(),
                 is_clean: scan.tail() == atomtree_wal::Tail::Closed,
                 unsettled: analysis.unsettled().count() as u64,
                 last_tx: TransactionId(analysis.next_tx.0 - 1),
                 checkpoint_lsn: analysis.watermark,
+                checkpoint_ns,
                 log_segments,
                 log_segments_free,
                 log_bytes,
+                image_bytes,
                 quarantined,
                 file_system: file_system.clone(),
                 warnings: self.warnings.clone(),
@@ -185,9 +201,33 @@ impl Inspection {
         Ok(found)
     }
 
-    /// The process that has the store open, if one has.
+    /// A process that has the store open, if one has: of several the one that has had it longest.
     pub fn holder(&self) -> Result<Option<ProcessIdentity>, Error> {
-        holder(&*self.places.vfs, &*self.places.store).on("read", ".atomtree/lock")
+        Ok(self.members()?.into_iter().next().map(|member| member.process))
+    }
+
+    /// The processes that have the store open.
+    pub fn members(&self) -> Result<Vec<Member>, Error> {
+        members(&*self.places.vfs, &*self.places.stage).on("read", ".atomtree/stage")
+    }
+
+    fn image_bytes(&self) -> Result<u64, Error> {
+        let mut bytes = 0;
+        for entry in self.places.images.list().doing("list", "images")? {
+            match self.places.images.metadata(&entry.name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                found => bytes += found.doing("look at", "images")?.size,
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn last_checkpoint(&self) -> Result<Option<i64>, Error> {
+        let Some(last) = manifest::list(&*self.places.history)?.pop() else { return Ok(None) };
+        match self.places.history.metadata(&last) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            found => Ok(Some(found.doing("look at", "history")?.modified.0)),
+        }
     }
 
     /// Committed transactions that only the log knows, newest first.

@@ -2,13 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atomtree_vfs::{Vfs, os::Os};
+use atomtree_wal::sync::now;
 use atomtree_wal::{LogOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
 use crate::error::{Error, ErrorKind};
 use crate::store::Store;
+
+const LOCK_TIMEOUT_MAX: Duration = Duration::from_hours(365 * 24);
 
 /// What writing through a final symlink does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +80,8 @@ pub struct Options {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) history_transactions_max: u64,
     pub(crate) submitted_max: usize,
+    pub(crate) lock_timeout: Duration,
+    pub(crate) exclusive: bool,
     pub(crate) symlinks: Symlinks,
     pub(crate) hard_links: HardLinks,
     pub(crate) durability: Durability,
@@ -97,6 +102,8 @@ impl Default for Options {
             checkpoints: Checkpoints::default(),
             history_transactions_max: 10_000,
             submitted_max: 1024,
+            lock_timeout: Duration::from_secs(30),
+            exclusive: false,
             symlinks: Symlinks::default(),
             hard_links: HardLinks::default(),
             durability: Durability::default(),
@@ -186,6 +193,21 @@ impl Options {
         self
     }
 
+    /// How long other processes are waited for, each time: to commit, to make a checkpoint, to open or close the store.
+    /// Then the call fails with `locked`, and names who is in the way. Default 30 s; zero doesn't wait.
+    #[must_use]
+    pub fn lock_timeout(mut self, time: Duration) -> Self {
+        self.lock_timeout = time;
+        self
+    }
+
+    /// Whether no other process may have the store open meanwhile; opening it waits until none has. Default `false`.
+    #[must_use]
+    pub fn exclusive(mut self, exclusive: bool) -> Self {
+        self.exclusive = exclusive;
+        self
+    }
+
     /// What writing through a final symlink does. Default [`Symlinks::Refuse`].
     #[must_use]
     pub fn symlinks(mut self, symlinks: Symlinks) -> Self {
@@ -240,6 +262,12 @@ impl Options {
     pub fn open(self, root: impl AsRef<Path>) -> Result<Store, Error> {
         self.check()?;
         Store::open_with(root.as_ref(), self)
+    }
+
+    /// Until when other processes are waited for from now on.
+    pub(crate) fn deadline(&self) -> Instant {
+        // A time too far away to be told is as good as a year.
+        now() + self.lock_timeout.min(LOCK_TIMEOUT_MAX)
     }
 
     fn check(&self) -> Result<(), Error> {

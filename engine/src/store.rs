@@ -6,26 +6,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atomtree_recovery::Doing;
-use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::ballast::Ballast;
-use atomtree_recovery::known::Known;
-use atomtree_recovery::places::{Places, StoreFile};
-use atomtree_recovery::plan::TransactionId;
-use atomtree_recovery::recover::{Recovery, Report};
+use atomtree_recovery::places::Places;
+use atomtree_recovery::recover::Report;
 use atomtree_recovery::stage::Stage;
-use atomtree_recovery::sweep::sweep;
 use atomtree_recovery::tree_path::STORE_DIR;
-use atomtree_recovery::{analyze, apply};
-use atomtree_vfs::Dir;
+use atomtree_vfs::{Dir, Vfs};
+use atomtree_wal::GroupCommit;
 use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn};
-use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
 
 use crate::checkpointer::{self, Unsettled};
 use crate::commit::Outcome;
-use crate::create::{create, discard_unfinished};
+use crate::create::create;
 use crate::error::{Error, ErrorKind, OnPath};
-use crate::lock::StoreLock;
+use crate::hand_over::CommitState;
+use crate::lock::{Locks, Mark};
 use crate::options::{Checkpoints, Options};
 use crate::stage::Prepared;
 use crate::submit::Submits;
@@ -37,8 +32,8 @@ const TRANSACT_ATTEMPTS: u32 = 16;
 
 /// The store of one tree. Cheap to clone; clones share it, and the last one that is dropped closes it.
 ///
-/// Any number of threads may use it. Another process that opens the same tree meanwhile gets
-/// [`ErrorKind::Locked`].
+/// Any number of threads and processes may use it at once. Those that commit take turns, for a batch each; nothing else
+/// waits for them. One that dies holds nobody up; one that is stopped does, for [`Options::lock_timeout`] at most.
 #[derive(Clone)]
 pub struct Store {
     pub(crate) shared: Arc<Shared>,
@@ -56,53 +51,40 @@ pub(crate) struct Engine {
     pub(crate) options: Options,
     pub(crate) ballast: Ballast,
     pub(crate) can_exchange: bool,
-    stage: Stage,
-    /// The commit lock: held for a batch, across its sync, and for the records of a checkpoint.
+    pub(crate) stage: Stage,
+    /// What other processes wait for too.
+    pub(crate) locks: Locks,
+    /// This process's part of the commit lock, which is held for a batch, across its sync, and for the records of a
+    /// checkpoint. See [`crate::hand_over`].
     pub(crate) commits: Mutex<CommitState>,
     /// What is handed in is a parcel of transactions; what comes back, one outcome for each.
     pub(crate) group: GroupCommit<Vec<Prepared>, Vec<Outcome>>,
     /// What waits for the thread that commits what was submitted.
     pub(crate) submits: Submits,
-    /// Held while a checkpoint is made. Taken before `commits`, never after.
+    /// This process's part of the right to make a checkpoint, or a segment. Taken before `commits`, never after.
     pub(crate) checkpoint_turn: Turn,
-    /// Held while a segment is being added. Taken before `commits`, and never with `checkpoint_turn`.
-    pub(crate) spare_turn: Mutex<()>,
     /// Taken after `commits`, for moments only.
     pub(crate) unsettled: Mutex<Unsettled>,
     /// Wakes the checkpointer; goes with `unsettled`.
     pub(crate) wake: Condvar,
-    health: Mutex<Health>,
-    /// Id of the process that opened the store.
-    opened_by: u32,
+    pub(crate) health: Mutex<Health>,
+    /// The last recovery from a poisoning that this process knows of.
+    pub(crate) recovered: Mutex<Option<u128>>,
+    /// Which process opened the store.
+    pub(crate) opened_by: ProcessId,
     /// Whether an inode keeps its number when it gets another name: not on overlayfs, which copies what lies in a lower
     /// layer, and refuses to rename a directory there.
     pub(crate) moves_inodes: bool,
     /// Whether inodes of this store may only go where the same project or encryption policy holds.
     pub(crate) is_bound: bool,
-    report: Report,
-    warnings: Vec<String>,
-    /// Given up when the store is closed, even while clones of it live on.
-    lock: Mutex<Option<StoreLock>>,
-}
-
-/// What only the holder of the commit lock touches.
-pub(crate) struct CommitState {
-    pub(crate) log: Log,
-    pub(crate) next_tx: TransactionId,
-    /// Everything up to here is settled.
-    pub(crate) settled: Lsn,
-    /// What is applied and not settled, in order.
-    pub(crate) unsettled: Vec<Arc<Committed<'static>>>,
-    /// How many of those move or remove directories, or change what kind of thing a name is.
-    pub(crate) unsettled_barriers: usize,
-    /// Whether every commit in the log has been applied: between a round's appends and its apply none may be settled.
-    pub(crate) is_all_applied: bool,
-    /// Whether the log says that it is closed.
-    pub(crate) is_closed: bool,
+    pub(crate) report: Report,
+    /// What this process finished for others since.
+    pub(crate) take_overs: Mutex<Vec<Report>>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Whether commits are taken.
-enum Health {
+pub(crate) enum Health {
     Open,
     Poisoned(String),
     /// No new ones, while those that came in are being settled.
@@ -121,15 +103,34 @@ impl Health {
     }
 }
 
+/// A process, told apart from the children that it forks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProcessId {
+    pid: u32,
+    forks: u64,
+}
+
+impl ProcessId {
+    pub(crate) fn now(vfs: &dyn Vfs) -> Self {
+        Self { pid: std::process::id(), forks: vfs.fork_generation() }
+    }
+
+    pub(crate) fn pid(self) -> u32 {
+        self.pid
+    }
+}
+
 impl Store {
     /// Opens the store of the tree at `root`, an existing directory; creates it in `.atomtree` if there is none, and
-    /// recovers it if it was not closed. What recovery did, [`Store::recovery`] tells.
+    /// recovers it if it was not closed, or if it is poisoned. What recovery did, [`Store::recovery`] tells.
     ///
     /// # Durability
-    /// When this returns, every transaction that was ever acknowledged is in the tree, durably.
+    /// When this returns, every transaction that was ever acknowledged is in the tree, durably, unless other processes
+    /// have the store open: then it is in the tree, and durable in the log.
     ///
     /// # Errors
-    /// `not_found` or `not_a_directory` for the root; `locked` while another process has the store open; `permission`
+    /// `not_found` or `not_a_directory` for the root; `locked` if the lock that it takes to open a store was not free for
+    /// [`Options::lock_timeout`], or somebody has the store for himself ([`Options::exclusive`]); `permission`
     /// if the store belongs to someone else or is open to others; `corrupt` for damage in what had been synced, with
     /// nothing changed; `no_space`, after which it can be tried again; `unsupported` for a format version or file
     /// system that is not.
@@ -154,9 +155,7 @@ impl Store {
         // Root may act for somebody else, and for itself on a tree where it has made the store.
         let allowed = options.allow_owner.filter(|_| identity.uid == 0);
         places.check_ownership(&[Some(identity.uid), allowed].into_iter().flatten().collect::<Vec<_>>())?;
-        let lock = StoreLock::take(&places)?;
-        discard_unfinished(&*places.root, identity.uid);
-        let engine = Engine::open(places, options, lock, warnings)?;
+        let engine = Engine::open(places, options, warnings, identity.uid)?;
         let checkpointer = match engine.options.checkpoints {
             Checkpoints::Background => {
                 Some(checkpointer::start(&engine).on("start a thread for", STORE_DIR)?)
@@ -169,6 +168,11 @@ impl Store {
     /// What opening this store had to do.
     pub fn recovery(&self) -> &Report {
         &self.shared.engine.report
+    }
+
+    /// What this store has had to finish since it was opened, for other processes that died in the middle of a commit.
+    pub fn take_overs(&self) -> Vec<Report> {
+        self.shared.engine.take_overs.lock().clone()
     }
 
     /// Why durability or atomicity is not promised on this file system, if it isn't.
@@ -279,85 +283,6 @@ impl Drop for Shared {
 }
 
 impl Engine {
-    fn open(
-        places: Places,
-        options: Options,
-        lock: StoreLock,
-        warnings: Vec<String>,
-    ) -> Result<Arc<Self>, Error> {
-        let (store_file, is_original) = StoreFile::read(&*places.store)?;
-        let (mut log, scan) = Log::open(places.wal.clone(), store_file.id, options.log)
-            .map_err(atomtree_recovery::Error::Log)?;
-        let mut options = options;
-        options.log = log.options();
-        let ballast =
-            Ballast::open(&*places.store, options.ballast_bytes).doing("open", ".atomtree/ballast")?;
-        let is_closed = scan.tail() == Tail::Closed;
-        let analysis = analyze::analyze(&scan)?;
-        if !is_closed && !is_original && !options.adopt && analysis.unsettled().next().is_some() {
-            return Err(atomtree_recovery::Error::NotAdopted.into());
-        }
-        let (mut next_tx, settled) = (analysis.next_tx, analysis.watermark);
-        drop(analysis);
-        let stage = Stage::create(&places)?;
-        let is_bound = stage.dir().flags().doing("read the flags of", ".atomtree/stage")?.binds_inodes;
-        let file_system = places.root.file_system().doing("describe the file system of", ".")?;
-        let moves_inodes = file_system.name != "overlayfs";
-        let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
-        let recovery = Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange };
-        let mut report = Report::default();
-        let recovered = if is_closed {
-            // Nothing to replay; a process that died before it logged anything may have left its staged files.
-            recovery_free_sweep(&places, &stage, &ballast, can_exchange)
-        } else {
-            trace::span!("atomtree.recovery");
-            recovery.run(&mut log, &scan).map(|done| (report, next_tx) = done).map_err(Error::from)
-        };
-        for one in &report.quarantined {
-            trace::event!(WARN, "quarantined", path = one.path.to_string(), kept = one.kept.as_str());
-        }
-        if let Err(error) = recovered {
-            // Unless it holds something, which the next recovery looks at.
-            let _ = stage.remove(&places);
-            return Err(error);
-        }
-        let settled = if is_closed { settled } else { log.next_lsn().previous() };
-        drop(scan);
-        if !is_original {
-            // Nothing is unsettled any more: whatever tree this is, it is the one that the store belongs to now.
-            store_file.adopt(&*places.store).doing("adopt", ".atomtree/store")?;
-        }
-        Ok(Arc::new(Self {
-            places,
-            options,
-            ballast,
-            can_exchange,
-            stage,
-            commits: Mutex::new(CommitState {
-                log,
-                next_tx,
-                settled,
-                unsettled: Vec::new(),
-                unsettled_barriers: 0,
-                is_all_applied: true,
-                is_closed,
-            }),
-            group: GroupCommit::new(),
-            submits: Submits::default(),
-            checkpoint_turn: Turn::default(),
-            spare_turn: Mutex::new(()),
-            unsettled: Mutex::new(Unsettled::default()),
-            wake: Condvar::new(),
-            health: Mutex::new(Health::Open),
-            opened_by: std::process::id(),
-            moves_inodes,
-            is_bound,
-            report,
-            warnings,
-            lock: Mutex::new(Some(lock)),
-        }))
-    }
-
     pub(crate) fn stage(&self) -> &Stage {
         &self.stage
     }
@@ -367,18 +292,22 @@ impl Engine {
         if self.is_in_fork() {
             return Err(Error::in_fork());
         }
-        self.health.lock().check()
+        match self.health.lock().check() {
+            // Who takes the commit lock next finds out the rest.
+            Err(Error::Poisoned { .. }) if self.was_recovered() => Ok(()),
+            health => health,
+        }
     }
 
-    /// Id of the process that opened the store.
-    pub(crate) fn opened_by(&self) -> u32 {
-        self.opened_by
+    /// Whether another process has recovered the store since this one learned that it was poisoned.
+    fn was_recovered(&self) -> bool {
+        matches!(self.locks.mark(), Ok(Mark::Recovered { id }) if *self.recovered.lock() != Some(id))
     }
 
     /// Whether this is a forked child of the process that opened the store: what it has are copies, and using them would
     /// write over what the parent writes.
     fn is_in_fork(&self) -> bool {
-        std::process::id() != self.opened_by
+        ProcessId::now(&*self.places.vfs) != self.opened_by
     }
 
     /// Whether what has been committed can be settled.
@@ -393,8 +322,22 @@ impl Engine {
         }
     }
 
-    /// Takes no more commits. The first reason stays. Not with `unsettled` locked.
+    /// Takes no more commits, in any process, until somebody recovers the store. The first reason stays. Not with
+    /// `unsettled` locked.
     pub(crate) fn poison(&self, reason: &str) {
+        if !self.poison_here(reason) {
+            return;
+        }
+        // Those who can't be told find an unfinished commit, or the same failure.
+        let _ = match (self.locks.mark(), self.places.vfs.random()) {
+            (Ok(Mark::Poisoned { .. }), _) => Ok(()),
+            (_, Ok(id)) => self.locks.set_mark(&Mark::Poisoned { id, reason: reason.to_owned() }),
+            (_, Err(error)) => Err(error),
+        };
+    }
+
+    /// Takes no more commits through this store. Returns whether it did.
+    pub(crate) fn poison_here(&self, reason: &str) -> bool {
         let mut health = self.health.lock();
         let is_first = matches!(*health, Health::Open | Health::Closing);
         if is_first {
@@ -407,6 +350,7 @@ impl Engine {
         // A checkpointer that has looked before is waiting when its lock is free, and not about to.
         drop(self.unsettled.lock());
         self.wake.notify_all();
+        is_first
     }
 
     /// Takes no more commits, because the log says that nothing follows.
@@ -434,24 +378,8 @@ impl Engine {
             }
             return Err(error);
         }
-        // What can't be removed is swept at the next open.
-        let _ = self.stage.remove(&self.places);
-        drop(self.lock.lock().take());
         Ok(())
     }
-}
-
-/// Clears what processes left in `stage/` that died before they logged anything.
-fn recovery_free_sweep(
-    places: &Places,
-    stage: &Stage,
-    ballast: &Ballast,
-    can_exchange: bool,
-) -> Result<(), Error> {
-    let parents = apply::Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
-    let mut applier = apply::Applier::new(places, parents, ballast, can_exchange, Lsn(0));
-    sweep(places, stage.name(), &std::collections::BTreeMap::new(), &Known::default(), &mut applier)?;
-    Ok(())
 }
 
 /// Everything is resolved by `openat2`. Old kernels lack it, and old container runtimes refuse it.

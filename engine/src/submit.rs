@@ -76,7 +76,7 @@ impl Engine {
             Ok(prepared) => prepared,
             Err(error) => return Err(error.with_transaction(transaction)),
         };
-        let (promise, ticket) = Promise::new(self.opened_by());
+        let (promise, ticket) = Promise::new(self.opened_by.pid());
         prepared.ticket = promise.state();
         self.enqueue(Submitted { prepared, order: Order { promise, durability } })?;
         Ok(ticket)

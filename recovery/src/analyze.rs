@@ -37,26 +37,61 @@ pub struct Analysis<'a> {
     pub next_tx: TransactionId,
     /// Runs without a commit record, above the watermark.
     pub voided: u64,
+    /// Whether the last run has no commit record, and nothing follows it.
+    pub is_cut: bool,
+    /// The watermarks of all checkpoint records, in order.
+    pub watermarks: Vec<Lsn>,
+}
+
+/// What is known of the log before it is read, or read on.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// Everything up to here has been read.
+    pub read: Lsn,
+    /// LSN below or at which everything is settled.
+    pub watermark: Lsn,
+    /// Commits up to this LSN have been applied.
+    pub applied: Lsn,
+    /// Number of the next transaction.
+    pub next_tx: TransactionId,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { read: Lsn(0), watermark: Lsn(0), applied: Lsn(0), next_tx: TransactionId(1) }
+    }
 }
 
 impl<'a> Analysis<'a> {
+    /// Whether somebody died, or failed, between the beginning of a transaction's run and the note that it is applied.
+    pub fn is_unfinished(&self) -> bool {
+        self.is_cut || self.committed.iter().any(|transaction| transaction.lsn > self.applied)
+    }
+
     /// The committed transactions that are not settled.
     pub fn unsettled(&self) -> impl Iterator<Item = &Committed<'a>> {
         self.committed.iter().filter(|transaction| transaction.lsn > self.watermark)
     }
 
     /// Every slot that a record names, with the change it belongs to.
-    pub fn slots(&self) -> BTreeMap<Slot, (&Committed<'a>, &Change<'a>)> {
-        let mut slots = BTreeMap::new();
-        for transaction in &self.committed {
-            for change in &transaction.changes {
-                if let Some(slot) = &change.slot {
-                    slots.insert(slot.clone(), (transaction, change));
-                }
-            }
-        }
-        slots
+    pub fn slots(&self) -> Slots<'_, 'a> {
+        slots_of(&self.committed)
     }
+}
+
+/// Slots, with the changes that they belong to.
+pub type Slots<'a, 'b> = BTreeMap<Slot, (&'a Committed<'b>, &'a Change<'b>)>;
+
+/// Every slot of these transactions.
+pub fn slots_of<'a, 'b>(transactions: impl IntoIterator<Item = &'a Committed<'b>>) -> Slots<'a, 'b>
+where
+    'b: 'a,
+{
+    let slots_of = |transaction: &'a Committed<'b>| {
+        let slot = move |change: &'a Change<'b>| Some((change.slot.clone()?, (transaction, change)));
+        transaction.changes.iter().filter_map(slot)
+    };
+    transactions.into_iter().flat_map(slots_of).collect()
 }
 
 /// The highest watermark in the accepted part of the log.
@@ -116,12 +151,22 @@ impl<'a> Run<'a> {
 /// [`Error::Log`] for damage in frames, [`Error::Record`] and [`Error::Sequence`] for frames that are whole and make
 /// no sense.
 pub fn analyze(scan: &Scan) -> Result<Analysis<'_>, Error> {
+    analyze_on(scan, Standing::default())
+}
+
+/// Reads what has come since.
+///
+/// # Errors
+/// As for [`analyze`].
+pub fn analyze_on(scan: &Scan, standing: Standing) -> Result<Analysis<'_>, Error> {
     let mut analysis = Analysis {
         committed: Vec::new(),
-        watermark: Lsn(0),
-        applied: Lsn(0),
-        next_tx: TransactionId(1),
+        watermark: standing.watermark,
+        applied: standing.applied,
+        next_tx: standing.next_tx,
         voided: 0,
+        is_cut: false,
+        watermarks: Vec::new(),
     };
     let mut void_runs: Vec<Lsn> = Vec::new();
     let mut run: Option<(Lsn, Run<'_>)> = None;
@@ -181,13 +226,15 @@ pub fn analyze(scan: &Scan) -> Result<Analysis<'_>, Error> {
                     });
                 }
                 analysis.watermark = analysis.watermark.max(Lsn(watermark));
+                analysis.watermarks.push(Lsn(watermark));
                 analysis.next_tx = analysis.next_tx.max(next_tx);
             }
         }
     }
+    analysis.is_cut = run.is_some();
     void_runs.extend(run.map(|(lsn, _)| lsn));
     // Segments are freed only below a watermark that is durable in a later one by then.
-    if scan.first_lsn() > analysis.watermark.next() {
+    if scan.first_lsn() > analysis.watermark.max(standing.read).next() {
         return Err(Error::Sequence {
             lsn: scan.first_lsn(),
             reason: format!(

@@ -50,13 +50,13 @@ impl Ballast {
         *self.is_full.lock()
     }
 
-    /// Takes the space (again). Costs nothing while it is there.
+    /// Takes the space (again), if this process or another one has given it up.
     ///
     /// # Errors
     /// `ENOSPC`: then no commit may begin, because its apply could get stuck.
     pub fn fill(&self) -> io::Result<()> {
         let mut is_full = self.is_full.lock();
-        if *is_full {
+        if *is_full && self.file.metadata()?.size >= self.bytes {
             return Ok(());
         }
         self.file.allocate(self.bytes)?;

@@ -28,7 +28,7 @@ use crate::manifest::{self, Summary};
 use crate::places::Places;
 use crate::plan::{After, Change, Checkpoint, Moved, TransactionId};
 use crate::stage::Stage;
-use crate::sweep::sweep;
+use crate::sweep::{clear_slots, dead_stages, sweep};
 use crate::tree_path::TreePath;
 
 /// A name whose later edit by another program was left in place.
@@ -78,7 +78,8 @@ impl Recovery<'_> {
     /// next transaction.
     ///
     /// # Durability
-    /// When this returns `Ok`, every accepted transaction is in the tree, durably, and the log replays nothing.
+    /// When this returns `Ok`, every accepted transaction is in the tree, durably, and the log replays nothing. Other
+    /// processes may have the store open, if neither a commit nor a checkpoint of theirs is under way.
     ///
     /// # Errors
     /// Nothing is worse than before, and running it again is safe. Without space nothing foreign has been moved that
@@ -115,8 +116,12 @@ impl Recovery<'_> {
         log.sync()?;
 
         let everything = Known::of(analysis.committed.iter());
-        sweep(self.places, self.stage.name(), &analysis.slots(), &everything, &mut repair.applier)?;
+        let slots = analysis.slots();
+        let dead = dead_stages(self.places, self.stage.name())?;
+        sweep(self.places, dead, &slots, &everything, &mut repair.applier)?;
+        // Of processes that live, this one included. Its own first, which are told by more than a name.
         repair.clear_own_slots()?;
+        clear_slots(self.places, &analysis.committed, &mut repair.applier)?;
         log.retire(lsn)?;
 
         let mut report = repair.report;

@@ -36,17 +36,20 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Makes this process's own directory.
-    pub fn create(places: &Places) -> Result<Self, Error> {
+    /// Makes this process's own directory, with a note in its lock file that says whose it is. To be called under the
+    /// store's commit lock: who sweeps takes a directory without a lock file for a dead process's.
+    pub fn create(places: &Places, note: &str) -> Result<Self, Error> {
         let random = places.vfs.random().doing("read randomness for", "stage")?;
         let name = format!("{:016x}", random as u64);
         let label = format!("stage/{name}");
         places.stage.create_dir(OsStr::new(&name), 0o700).doing("create", &label)?;
         let dir = places.stage.open_dir(Path::new(&name)).doing("open", &label)?;
         let lock = dir.create_file(OsStr::new(LOCK_FILE), 0o600).doing("create the lock file of", &label)?;
+        lock.hide_from_forks().doing("hide the lock file of", &label)?;
         if !lock.try_lock(Lock::Exclusive).doing("lock", &label)? {
             return Err(io::Error::from(io::ErrorKind::WouldBlock)).doing("lock", &label);
         }
+        lock.write_at(&[IoSlice::new(note.as_bytes())], 0).doing("write the lock file of", &label)?;
         let fresh = Attributes::of_file(&*lock).doing("read the attributes of the lock file of", &label)?;
         Ok(Self { name, dir, lock, next: AtomicU64::new(0), fresh })
     }
@@ -54,6 +57,11 @@ impl Stage {
     /// Its name in `stage/`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The file whose lock says that the process lives.
+    pub fn lock_file(&self) -> &Arc<dyn File> {
+        &self.lock
     }
 
     /// The directory itself.

@@ -11,6 +11,7 @@ use std::io;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use atomtree::vfs::faults::{Call, Fault, Faults, Verb};
 use atomtree::vfs::sim::Sim;
@@ -194,6 +195,8 @@ pub fn options(vfs: Arc<dyn Vfs>, settings: &Settings) -> Options {
         .log_bytes_max(4 * SEGMENT_BYTES)
         .inline_bytes_max(settings.inline_bytes_max)
         .checkpoints(Checkpoints::Manual)
+        // Who waits at all in a simulated machine waits for ever.
+        .lock_timeout(Duration::from_secs(2))
 }
 
 /// Opens the store, which recovers it.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use atomtree::vfs::Vfs;
 use atomtree::vfs::faults::{Call, Fault, Faults, Rule, fail_nothing};
@@ -379,7 +380,9 @@ impl<'a> World<'a> {
     fn open_twice(&self) -> Result<(), Failure> {
         let other = self.sim.another_process();
         let faults = attach(self.workload, &other, &self.interpose, &self.act, &self.has_meddled);
-        match self.workload.open(Arc::new(faults)) {
+        let workload = self.workload;
+        let options = (workload.tune)(options(Arc::new(faults), &workload.settings));
+        match options.exclusive(true).lock_timeout(Duration::ZERO).open(ROOT) {
             Ok(_) => Err(Failure::Broken("two processes have the store open".into())),
             Err(error) if error.kind() == ErrorKind::Locked => Ok(()),
             Err(error) => Err(error.into()),

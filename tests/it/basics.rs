@@ -7,6 +7,7 @@ use std::io::ErrorKind as ErrorKindOfIo;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use atomtree::vfs::{Access, Vfs, os::Os};
 use atomtree::{
@@ -601,7 +602,7 @@ fn a_transaction_outlives_the_handle() {
     let mut tx = store.begin().unwrap();
     tx.write("a", "1").unwrap();
     drop(store);
-    assert_eq!(kind_of(small().open(scratch.path()).map(drop)), ErrorKind::Locked);
+    assert_eq!(kind_of(alone().open(scratch.path()).map(drop)), ErrorKind::Locked);
     tx.commit().unwrap();
     assert_eq!(fs::read(scratch.path().join("a")).unwrap(), b"1");
     let store = small().open(scratch.path()).unwrap();
@@ -679,12 +680,17 @@ fn what_is_abandoned_leaves_nothing() {
     store.close().unwrap();
 }
 
-/// Goal: who has the store open is told to those who come later, in this process or another, and a store that was
-/// freed opens. Method: a second open here, and one in a child.
+/// Options of who wants the store for himself, and doesn't wait for it.
+fn alone() -> Options {
+    small().exclusive(true).lock_timeout(Duration::ZERO)
+}
+
+/// Goal: who has the store open is told to those who want it for themselves, in this process or another, and a store that
+/// was freed opens. Method: a second open here, and one in a child.
 #[test]
 fn a_second_open_is_told_who_has_the_store() {
     if let Some(root) = child_root() {
-        match Options::new().open(root) {
+        match alone().open(root) {
             Err(error) => eprintln!("refused {} {error}", error.kind().code()),
             Ok(_) => eprintln!("opened"),
         }
@@ -692,7 +698,7 @@ fn a_second_open_is_told_who_has_the_store() {
     }
     let (scratch, store) = opened(small());
     let pid = format!("process {} ", std::process::id());
-    let error = Store::open(scratch.path()).map(drop).unwrap_err();
+    let error = alone().open(scratch.path()).map(drop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Locked);
     assert!(error.to_string().contains(&pid), "{error}");
     let ask = || {

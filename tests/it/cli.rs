@@ -92,7 +92,13 @@ impl Tree {
 
     /// `atomtree --json apply -` of this document.
     fn apply(&self, document: &str) -> Ran {
-        self.run_on(&["--json", "apply", "--segment-bytes", "65536", "-"], document.as_bytes())
+        self.apply_with(&[], document)
+    }
+
+    /// The same with more arguments.
+    fn apply_with(&self, arguments: &[&str], document: &str) -> Ran {
+        let arguments = [&["--json", "apply", "--segment-bytes", "65536", "-"], arguments].concat();
+        self.run_on(&arguments, document.as_bytes())
     }
 
     /// As [`Tree::apply`], for documents that only prepare a test.

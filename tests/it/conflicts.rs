@@ -385,6 +385,10 @@ impl Vfs for ClockAhead {
     fn process(&self) -> io::Result<ProcessIdentity> {
         self.0.process()
     }
+    fn fork_generation(&self) -> u64 {
+        self.0.fork_generation()
+    }
+
     fn is_alive(&self, process: &ProcessIdentity) -> bool {
         self.0.is_alive(process)
     }

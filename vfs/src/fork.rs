@@ -52,7 +52,8 @@ impl HiddenFd {
         let mut block = &HIDDEN;
         loop {
             let is_mine = |slot: &&AtomicI32| {
-                slot.compare_exchange(NONE, descriptor.as_raw_fd(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+                slot.compare_exchange(NONE, descriptor.as_raw_fd(), Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok()
             };
             if let Some(slot) = block.descriptors.iter().find(is_mine) {
                 return Ok(Self(slot));
@@ -87,7 +88,8 @@ extern "C" fn in_child() {
     let Some(null) = NULL.get() else { return };
     let mut block = Some(&HIDDEN);
     while let Some(Block { descriptors, next }) = block {
-        for descriptor in descriptors.iter().map(|slot| slot.load(Ordering::Relaxed)).filter(|fd| *fd != NONE) {
+        for descriptor in descriptors.iter().map(|slot| slot.load(Ordering::Relaxed)).filter(|fd| *fd != NONE)
+        {
             // SAFETY: an open descriptor comes to stand for another open file, which the safe code that owns it can't tell
             // but by what it reads. There is nobody to report an error to: the child keeps the lock then.
             unsafe { libc::dup3(null.as_raw_fd(), descriptor, libc::O_CLOEXEC) };

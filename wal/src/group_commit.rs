@@ -6,6 +6,7 @@
 //! panics, so nobody waits for a leader that is gone.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::iter;
 use std::mem;
 use std::sync::Arc;
@@ -36,6 +37,15 @@ const AVERAGE_DIVISOR: u32 = 8;
     "the thread that led this group commit failed without a result; whether the item took effect is unknown"
 )]
 pub struct Abandoned;
+
+/// Why an item has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotLed<E> {
+    /// As [`Abandoned`] says.
+    Abandoned,
+    /// What its leader had to do first failed, and nothing was done with it.
+    NotBegun(E),
+}
 
 /// Where the threads that share one expensive step meet: `T` is what each hands in, `R` what each gets back.
 ///
@@ -188,11 +198,31 @@ impl<T, R> Announcement<'_, T, R> {
     ///
     /// When `lead` panics, in the thread that ran it.
     pub fn submit(self, item: T, lead: impl FnOnce(Vec<T>) -> Vec<R>) -> Result<R, Abandoned> {
+        self.submit_after(item, || Ok::<_, Infallible>(()), |(), batch| lead(batch)).map_err(|failed| {
+            match failed {
+                NotLed::Abandoned => Abandoned,
+                NotLed::NotBegun(never) => match never {},
+            }
+        })
+    }
+
+    /// As [`Announcement::submit`], with something that the leader has to do before it takes a batch, and that may take
+    /// long: what is submitted meanwhile is in its batch. `lead` gets what that returned.
+    ///
+    /// # Errors
+    ///
+    /// [`NotLed::NotBegun`] if this thread became the leader and `begin` failed: then somebody else leads what waits.
+    pub fn submit_after<B, E>(
+        self,
+        item: T,
+        begin: impl FnOnce() -> Result<B, E>,
+        lead: impl FnOnce(B, Vec<T>) -> Vec<R>,
+    ) -> Result<R, NotLed<E>> {
         let group = self.group;
         match self.join(item) {
-            Decision::Lead(item) => Term::begin(group).run(item, lead),
+            Decision::Lead(item) => Term::begin(group).run(item, begin, lead),
             Decision::Done(result) => Ok(result),
-            Decision::Abandoned => Err(Abandoned),
+            Decision::Abandoned => Err(NotLed::Abandoned),
         }
     }
 
@@ -267,25 +297,30 @@ impl<'a, T, R> Term<'a, T, R> {
     }
 
     /// Leads one batch, beginning with the leader's own item, and returns that item's result.
-    fn run(mut self, item: T, lead: impl FnOnce(Vec<T>) -> Vec<R>) -> Result<R, Abandoned> {
+    fn run<B, E>(
+        mut self,
+        item: T,
+        begin: impl FnOnce() -> Result<B, E>,
+        lead: impl FnOnce(B, Vec<T>) -> Vec<R>,
+    ) -> Result<R, NotLed<E>> {
+        // Before what takes long, so that nobody dallies with it in hand.
+        drop(self.group.dally(self.group.state.lock()));
+        let ready = begin().map_err(NotLed::NotBegun)?;
         let batch = self.gather(item);
         let item_count = batch.len();
         let begun = now();
-        let results = lead(batch);
+        let results = lead(ready, batch);
         if results.len() != item_count {
-            return Err(Abandoned);
+            return Err(NotLed::Abandoned);
         }
         self.lead_took = Some(now() - begun);
         self.results = results.into_iter();
-        self.results.next().ok_or(Abandoned)
+        self.results.next().ok_or(NotLed::Abandoned)
     }
 
-    /// Takes everything that waits, after a dally for what is about to come.
+    /// Takes everything that waits.
     fn gather(&mut self, item: T) -> Vec<T> {
-        let waiting = {
-            let mut state = self.group.dally(self.group.state.lock());
-            mem::take(&mut state.queue)
-        };
+        let waiting = mem::take(&mut self.group.state.lock().queue);
         let (followed, followers): (Vec<T>, Vec<_>) = waiting.into_iter().unzip();
         self.followers = followers;
         // The leader's own item is the oldest: it found the queue empty or was at its front.

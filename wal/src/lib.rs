@@ -52,7 +52,7 @@ pub mod sync;
 
 pub use error::Error;
 pub use format::LogId;
-pub use group_commit::{Abandoned, Announcement, GroupCommit};
+pub use group_commit::{Abandoned, Announcement, GroupCommit, NotLed};
 pub use log::{Log, LogOptions, Record, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, Spare, SpareBuilder};
 pub use lsn::{Epoch, Lsn, SegmentId};
 pub use scan::{Frame, Frames, Scan, Tail, scan};

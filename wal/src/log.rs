@@ -212,7 +212,9 @@ impl Log {
         }
         let Position { epoch, offset, next_lsn, link, last_offset } = self.known;
         let mut bytes = [0; FRAME_HEADER_BYTES];
-        let read = |bytes: &mut [u8], offset| self.active.file.read_exact_at(bytes, offset).doing("read", self.active.id());
+        let read = |bytes: &mut [u8], offset| {
+            self.active.file.read_exact_at(bytes, offset).doing("read", self.active.id())
+        };
         if let Some(last_offset) = last_offset {
             read(&mut bytes, last_offset)?;
             if checksum_found(&bytes) != link {
@@ -444,6 +446,11 @@ impl Log {
         self.mark_closed(last)
     }
 
+    /// Whether the log says that it is closed.
+    pub fn is_closed(&self) -> bool {
+        self.active.header.closed != Lsn(0)
+    }
+
     /// Takes back that the log is closed, durably, before the first frame behind it: otherwise damage there could pass
     /// for the end.
     fn reopen(&mut self) -> Result<(), Error> {
@@ -561,6 +568,20 @@ impl Log {
             }
         }
         self.is_dirty = false;
+        self.synced_lsn = self.next_lsn.previous();
+        Ok(())
+    }
+
+    /// Writes what is not known to be synced of the active segment again, in place, and syncs it. Who joins others has not
+    /// heard of a failure to write it back that one of them was told of and died with; a frame behind one that is in the
+    /// cache alone would be lost with it. The scan is the one that [`Log::join`] returned; its frames are to be read after
+    /// this, not before.
+    pub fn rewrite_tail(&mut self, scan: &Scan) -> Result<(), Error> {
+        self.check_poison()?;
+        let Some(from) = scan.offset_of(self.synced_lsn.next())? else { return Ok(()) };
+        let id = self.active.id();
+        rewrite_range(&*self.active.file, from..self.offset).doing("rewrite", id)?;
+        self.sync_active()?;
         self.synced_lsn = self.next_lsn.previous();
         Ok(())
     }

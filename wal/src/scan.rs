@@ -205,9 +205,9 @@ pub(crate) fn scan_with(
     };
     let mut end_lsn = first.first_lsn.previous();
     // What is known of a segment is not read again; if it has been retired since, all of it was settled.
-    let resumed = familiar.map(|familiar| (familiar, familiar.position)).filter(|(_, position)| {
-        active.iter().any(|segment| segment.header.epoch == position.epoch)
-    });
+    let resumed = familiar
+        .map(|familiar| (familiar, familiar.position))
+        .filter(|(_, position)| active.iter().any(|segment| segment.header.epoch == position.epoch));
     for (segment, limit) in active.into_iter().zip(limits) {
         let header = segment.header;
         if let Some((familiar, position)) = resumed
@@ -289,7 +289,8 @@ fn open_segment(
     access: Access,
     familiar: Option<&Familiar>,
 ) -> Result<Opened, Error> {
-    if let Some(known) = familiar.and_then(|familiar| familiar.segments.iter().find(|known| known.id() == id)) {
+    if let Some(known) = familiar.and_then(|familiar| familiar.segments.iter().find(|known| known.id() == id))
+    {
         if !known.is_named_in(dir).doing("look at", id)? {
             return Err(Error::SetBack {
                 found: format!("another file as segment {id}"),
@@ -323,9 +324,14 @@ impl Familiar {
         }
         let found = match goes_on_at {
             Some(lsn) => format!("a segment that goes on at lsn {lsn}"),
-            None => format!("segments up to epoch {}", active.last().map_or(Epoch(0), |last| last.header.epoch)),
+            None => {
+                format!("segments up to epoch {}", active.last().map_or(Epoch(0), |last| last.header.epoch))
+            }
         };
-        Err(Error::SetBack { found, expected: format!("epoch {epoch} or later, and lsn {next_lsn} or later") })
+        Err(Error::SetBack {
+            found,
+            expected: format!("epoch {epoch} or later, and lsn {next_lsn} or later"),
+        })
     }
 }
 
@@ -494,12 +500,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The next offset, from `offset` on, where a later frame of this epoch could start.
-    fn next_candidate(
-        &mut self,
-        mut offset: u64,
-        lsn: Lsn,
-        search: Search,
-    ) -> Result<Option<u64>, Error> {
+    fn next_candidate(&mut self, mut offset: u64, lsn: Lsn, search: Search) -> Result<Option<u64>, Error> {
         let epoch = self.epoch.0;
         let lsn_max = lsn.0.saturating_add(self.segment_bytes / FRAME_HEADER_BYTES as u64);
         let segment_bytes = self.segment_bytes;
@@ -559,6 +560,16 @@ impl Scan {
     /// All accepted frames, in order.
     pub fn frames(&self) -> Frames<'_> {
         Frames { stretches: self.live().collect::<Vec<_>>().into_iter(), current: None }
+    }
+
+    /// Where the frame at `lsn` stands in the last segment, or the first one there that is later; `None` if there is none.
+    pub(crate) fn offset_of(&self, lsn: Lsn) -> Result<Option<u64>, Error> {
+        let Some(last) = self.stretches.last().filter(|last| last.last_lsn >= lsn) else { return Ok(None) };
+        let mut region = Frames::read(last)?;
+        while region.next_lsn < lsn {
+            region.next_frame()?;
+        }
+        Ok(Some(region.start + region.at as u64))
     }
 
     /// Where it ends.

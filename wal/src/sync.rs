@@ -6,9 +6,11 @@
 //! callers check their condition in a loop.
 
 #[cfg(loom)]
-pub use modelled::{Condvar, Guard, Mutex, Thread, ThreadId, Turn, current_thread, explore, now, spawn};
+pub use modelled::{
+    Condvar, Guard, Mutex, Thread, ThreadId, Turn, TurnGuard, current_thread, explore, now, spawn,
+};
 #[cfg(not(loom))]
-pub use ordinary::{Condvar, Guard, Mutex, Thread, ThreadId, Turn, current_thread, now, spawn};
+pub use ordinary::{Condvar, Guard, Mutex, Thread, ThreadId, Turn, TurnGuard, current_thread, now, spawn};
 
 #[cfg(not(loom))]
 mod ordinary {
@@ -22,6 +24,9 @@ mod ordinary {
 
     /// A lock that is also tried.
     pub type Turn = Mutex<()>;
+
+    /// Gives the lock up when it is dropped.
+    pub type TurnGuard<'a> = Guard<'a, ()>;
 
     /// What threads wait on.
     #[derive(Default)]

@@ -350,17 +350,23 @@ fn numbers(label: &str) -> Option<(u64, u64)> {
     Some((worker, n.parse().ok()?))
 }
 
-/// Looks at a store that a process has open: it must be found whole, and nobody else may open it.
+/// Looks at a store that a process has open: it must be found whole, nobody gets it for himself, and who joins finds
+/// nothing to recover.
 pub(super) fn check_beside(root: &Path, pid: u32) -> Result<(), Stop> {
-    match options(1000).open(root) {
+    match options(1000).exclusive(true).lock_timeout(Duration::ZERO).open(root) {
         Err(error) if error.kind() == ErrorKind::Locked => {}
         Err(error) => return Err(error.into()),
         Ok(_) => {
             return Err(Stop::Broken(format!(
-                "process {pid} has the store open, and it can be opened again"
+                "process {pid} has the store open, and another one can have it for itself"
             )));
         }
     }
+    let joined = options(1000).open(root)?;
+    if joined.recovery().redone > 0 {
+        return Err(Stop::Broken(format!("process {pid} lives, and was recovered: {:?}", joined.recovery())));
+    }
+    joined.close()?;
     let inspection = Inspection::open(root, &Options::new())?;
     let holder = inspection.status()?.holder.map(|holder| holder.pid);
     if holder != Some(pid) {

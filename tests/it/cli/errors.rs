@@ -134,17 +134,17 @@ fn command_at(root: &str, arguments: &[&str]) -> Command {
 #[test]
 fn a_second_process_is_told_who_has_the_store() {
     let tree = Tree::new();
-    let mut batch = tree.batch(&[]);
+    let mut batch = tree.batch(&["--exclusive"]);
     batch.say(r#"{"ops":[]}"#);
     batch.answer();
     let pid = format!("process {} (atomtree)", batch.child.id());
-    let locked = tree.apply(r#"{"id":"x","ops":[]}"#);
+    let locked = tree.apply_with(&["--wait", "0"], r#"{"id":"x","ops":[]}"#);
     assert_refused(&locked, "locked", "", 3);
     assert!(locked.out.starts_with(r#"{"id":"x","ok":false,"error":"locked","message":""#), "{locked:?}");
     assert!(locked.out.contains(&pid), "{locked:?}");
     for command in ["recover", "checkpoint", "batch"] {
-        assert_refused(&tree.run(&["--json", command]), "locked", "", 3);
-        let ran = tree.run(&[command]);
+        assert_refused(&tree.run(&["--json", command, "--wait", "0"]), "locked", "", 3);
+        let ran = tree.run(&[command, "--wait", "0"]);
         assert!(ran.status == 3 && ran.err.contains(&pid), "{ran:?}");
     }
     // Looking needs no lock.

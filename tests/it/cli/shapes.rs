@@ -157,16 +157,28 @@ fn an_open_store_names_its_holder() {
         "{figures:?}"
     );
     assert!(!figures.out.contains("checkpoint_time"), "nothing was settled yet: {figures:?}");
-    let message =
-        format!("the store is open in process {pid} (atomtree); wait for it to close the store, or stop it");
-    let locked = format!(r#"{{"ok":false,"error":"locked","message":"{message}"}}"#);
+    let members = format!(r#","members":[{{"pid":{pid},"program":"atomtree","since":""#);
+    assert!(status.out.contains(&members), "{status:?}");
+    assert_eq!(batch.end(), 0);
+    let mut batch = tree.batch(&["--exclusive"]);
+    batch.say(r#"{"ops":[]}"#);
+    batch.answer();
+    let pid = batch.child.id();
+    let locked = format!(
+        r#"{{"ok":false,"error":"locked","message":"process {pid} (atomtree) has had the store open for "#
+    );
+    let starts = |ran: Ran, start: &str| {
+        let end = " s; wait longer for it (--wait), or end it\"}\n";
+        assert!(ran.status == 3 && ran.out.starts_with(start) && ran.out.ends_with(end), "{ran:?}");
+    };
     for command in ["recover", "checkpoint", "batch"] {
-        assert_shape(&json(&tree, &[command]), 3, &[], &locked);
+        starts(json(&tree, &[command, "--wait", "0"]), &locked);
     }
     let root = tree.dir.path().to_str().unwrap();
     let at = locked.replacen('{', &format!(r#"{{"root":"{root}","#), 1);
-    assert_shape(&run(recover_all(&["--json"], &[root]), b""), 3, &[], &at);
-    assert_shape(&tree.apply(r#"{"id":"x","ops":[]}"#), 3, &[], &locked.replacen('{', r#"{"id":"x","#, 1));
+    starts(run(recover_all(&["--json", "--wait", "0"], &[root]), b""), &at);
+    let apply = tree.apply_with(&["--wait", "0"], r#"{"id":"x","ops":[]}"#);
+    starts(apply, &locked.replacen('{', r#"{"id":"x","#, 1));
     assert_eq!(batch.end(), 0);
 }
 
