@@ -67,6 +67,7 @@ mod checkpointer;
 mod commit;
 mod content;
 mod create;
+mod culprit;
 mod error;
 mod hand_over;
 mod inspect;
