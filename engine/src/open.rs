@@ -87,7 +87,8 @@ impl Engine {
         let moves_inodes = file_system.name != "overlayfs";
         let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
         let mark = locks.mark()?;
-        let recovery = Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange };
+        let recovery =
+            Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange, is_live: false };
         let settled = match (is_alone, is_closed) {
             (false, _) => Ok(None),
             (true, true) => sweep_alone(&recovery).map(|()| None),
@@ -164,7 +165,7 @@ impl Engine {
 
 /// Clears what processes left in `stage/` that died before they logged anything.
 fn sweep_alone(recovery: &Recovery<'_>) -> Result<(), atomtree_recovery::Error> {
-    let Recovery { places, stage, ballast, can_exchange } = *recovery;
+    let Recovery { places, stage, ballast, can_exchange, .. } = *recovery;
     let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
     let mut applier = Applier::new(places, parents, ballast, can_exchange, Lsn(0));
     sweep(places, dead_stages(places, stage.name())?, &BTreeMap::new(), &Known::default(), &mut applier)
