@@ -15,8 +15,8 @@ use atomtree_vfs::{Access, Dir, File, Timestamp};
 
 use crate::error::{Doing, Error};
 use crate::format::{
-    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, Header, LogId, State,
-    checksum_found, frame_bytes, padding,
+    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, Header, LogId, State, frame_bytes,
+    padding,
 };
 use crate::lsn::{Epoch, Lsn, SegmentId};
 use crate::scan::{Familiar, Position, Scan, Search, scan_with};
@@ -210,22 +210,13 @@ impl Log {
         if self.is_torn {
             return Ok(true);
         }
-        let Position { epoch, offset, next_lsn, link, last_offset } = self.known;
-        let mut bytes = [0; FRAME_HEADER_BYTES];
-        let read = |bytes: &mut [u8], offset| {
-            self.active.file.read_exact_at(bytes, offset).doing("read", self.active.id())
-        };
-        if let Some(last_offset) = last_offset {
-            read(&mut bytes, last_offset)?;
-            if checksum_found(&bytes) != link {
-                let found = "another frame, or none, where the last one stood".into();
-                return Err(Error::SetBack { found, expected: format!("lsn {}", next_lsn.previous()) });
-            }
-        }
+        let Position { epoch, offset, next_lsn, .. } = self.known;
+        self.known.check_last_frame(&self.active)?;
         if offset + FRAME_HEADER_BYTES as u64 > self.options.segment_bytes {
             return Ok(true);
         }
-        read(&mut bytes, offset)?;
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        self.active.file.read_exact_at(&mut bytes, offset).doing("read", self.active.id())?;
         Ok(FrameHeader::decode(&bytes).is_none_or(|header| (header.epoch, header.lsn) != (epoch, next_lsn)))
     }
 
@@ -640,9 +631,12 @@ impl Log {
         }
     }
 
-    /// Takes a spare that was made.
+    /// Takes a spare that was made, unless [`Log::news`] has found it already.
     pub fn add_spare(&mut self, spare: Spare) {
-        self.free.push(spare.0);
+        let is_known = |segments: &[Segment]| segments.iter().any(|known| known.id() == spare.0.id());
+        if !is_known(&self.free) {
+            self.free.push(spare.0);
+        }
     }
 
     /// The position that the next frame gets.
