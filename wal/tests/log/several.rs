@@ -178,18 +178,14 @@ fn a_torn_append_of_the_dead_is_left_behind() {
         let (_, mut dying) = failing_after(&sim, bytes);
         append(&mut dying, &[&[1; 1000], &[2; 1100]]).unwrap_err();
         drop(dying);
-        let (heir_sim, mut heir) = join(&sim);
+        let heir_sim = sim.another_process();
         let found = news(&mut one, &sim).unwrap();
         let torn = found.as_ref().is_some_and(|scan| scan.tail().is_torn());
         let whole = found.as_ref().map_or(0, |scan| frames(scan).len());
         assert_eq!(whole, usize::from(bytes >= 1040), "{bytes} bytes");
         assert_eq!(torn, bytes >= 40 && bytes != 1040, "{bytes} bytes: {:?}", found.map(|scan| scan.tail()));
         // Who takes over reads it all, and writes none of it behind what it found.
-        let scan = {
-            let (log, scan) = Log::open(dir(&heir_sim), ID, OPTIONS).unwrap();
-            heir = log;
-            scan
-        };
+        let (mut heir, scan) = Log::open(dir(&heir_sim), ID, OPTIONS).unwrap();
         heir.rewrite(&scan, Lsn(1)).unwrap();
         heir.leave_segment();
         let lsn = append_synced(&mut heir, &[b"heir"]);
@@ -216,7 +212,8 @@ fn a_failed_append_of_ones_own_is_no_news() {
         wait(&sim);
         assert_eq!(read_on(&mut failing, &sim), []);
         append(&mut failing, &[&[1; 1000], &[2; 1000]]).unwrap_err();
-        assert!(news(&mut failing, &sim).unwrap().is_none(), "{bytes} bytes");
+        let found = news(&mut failing, &sim).unwrap();
+        assert!(found.is_none(), "{bytes} bytes: {:?}", found.map(|scan| (frames(&scan), scan.tail())));
         faults.set_rule(Arc::new(|_: &Call| None));
         assert_eq!(append_synced(&mut failing, &[b"again"]), Lsn(2));
         let found = news(&mut one, &sim).unwrap().unwrap();
@@ -225,6 +222,35 @@ fn a_failed_append_of_ones_own_is_no_news() {
         append_synced(&mut one, &[b"goes on"]);
         assert_eq!(read_on(&mut failing, &sim), [(3, b"goes on".to_vec())]);
         assert_eq!(payloads(&scan(&sim).unwrap()), [&b"payload"[..], b"again", b"goes on"]);
+    }
+}
+
+/// Goal: where a failed append has left nothing, others go on in the same place, and that is news for whoever failed; so it is
+/// in a segment that it had just gone on in. Method: appends that stop before their first byte; the other appends, and
+/// whoever failed goes on behind that.
+#[test]
+fn what_others_write_where_an_append_failed_is_news() {
+    for is_next_segment in [false, true] {
+        let sim = machine();
+        let mut one = create(&sim);
+        (0..2).for_each(|_| add_spare(&mut one));
+        append_synced(&mut one, &[b"payload"]);
+        let (faults, mut failing) = failing_after(&sim, 0);
+        wait(&sim);
+        faults.set_rule(Arc::new(|_: &Call| None));
+        assert_eq!(read_on(&mut failing, &sim), []);
+        if is_next_segment {
+            failing.rotate().unwrap();
+        }
+        faults.set_rule(Arc::new(|call: &Call| (call.verb == Verb::WriteAt).then_some(Fault::ShortWrite(0))));
+        append(&mut failing, &[b"never"]).unwrap_err();
+        faults.set_rule(Arc::new(|_: &Call| None));
+        assert_eq!(read_on(&mut one, &sim), []);
+        append_synced(&mut one, &[b"acknowledged"]);
+        assert_eq!(read_on(&mut failing, &sim), [(2, b"acknowledged".to_vec())], "{is_next_segment}");
+        append_synced(&mut failing, &[b"goes on"]);
+        assert_eq!(read_on(&mut one, &sim), [(3, b"goes on".to_vec())]);
+        assert_eq!(payloads(&scan(&sim).unwrap()), [&b"payload"[..], b"acknowledged", b"goes on"]);
     }
 }
 
