@@ -284,6 +284,7 @@ impl Engine {
                 None => return Err(Outcome::Unsettled(Box::new(prepared))),
             }
         }
+        self.check_guards(&prepared).map_err(failed)?;
         self.check(parents, &mut prepared).map_err(failed)?;
         if prepared.planned.is_empty() {
             return Ok(None);

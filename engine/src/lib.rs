@@ -68,6 +68,7 @@ mod commit;
 mod content;
 mod create;
 mod error;
+mod guard;
 mod inspect;
 mod lock;
 #[cfg(all(test, loom))]
@@ -82,6 +83,7 @@ mod transaction;
 mod view;
 
 pub use atomtree_recovery::apply::Displaced;
+pub use atomtree_recovery::guards::{Changes as GuardChanges, RolledBack};
 pub use atomtree_recovery::image::Digest;
 pub use atomtree_recovery::manifest::{ChangeSummary, State};
 pub use atomtree_recovery::plan::TransactionId;
@@ -93,6 +95,7 @@ pub use atomtree_vfs::Kind;
 pub use atomtree_wal::Lsn;
 pub use commit::Receipt;
 pub use error::{Error, ErrorKind};
+pub use guard::{Guard, GuardOptions};
 pub use inspect::{Inspection, PastTransaction, Stats, Status};
 pub use options::{Checkpoints, Durability, HardLinks, Options, Symlinks};
 pub use store::Store;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::ballast::Ballast;
+use atomtree_recovery::guards::{self, Lookout};
 use atomtree_recovery::known::Known;
 use atomtree_recovery::places::{Places, StoreFile};
 use atomtree_recovery::plan::TransactionId;
@@ -67,6 +68,8 @@ pub(crate) struct Engine {
     pub(crate) checkpoint_turn: Turn,
     /// Held while a segment is being added. Taken before `commits`, and never with `checkpoint_turn`.
     pub(crate) spare_turn: Mutex<()>,
+    /// The guards that there are, as seen by the last commit. Taken after `commits`.
+    pub(crate) lookout: Mutex<Lookout>,
     /// Taken after `commits`, for moments only.
     pub(crate) unsettled: Mutex<Unsettled>,
     /// Wakes the checkpointer; goes with `unsettled`.
@@ -313,6 +316,14 @@ impl Engine {
             trace::span!("atomtree.recovery");
             recovery.run(&mut log, &scan).map(|done| (report, next_tx) = done).map_err(Error::from)
         };
+        // No transaction touches what a guard covers, so the log comes first.
+        let recovered = recovered.and_then(|()| {
+            for rolled_back in guards::roll_back_abandoned(&places)? {
+                report.rolled_back += 1;
+                report.lost.extend(rolled_back.lost);
+            }
+            Ok(())
+        });
         for one in &report.quarantined {
             trace::event!(WARN, "quarantined", path = one.path.to_string(), kept = one.kept.as_str());
         }
@@ -346,6 +357,7 @@ impl Engine {
             submits: Submits::default(),
             checkpoint_turn: Turn::default(),
             spare_turn: Mutex::new(()),
+            lookout: Mutex::new(Lookout::default()),
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),
             health: Mutex::new(Health::Open),
@@ -377,7 +389,7 @@ impl Engine {
 
     /// Whether this is a forked child of the process that opened the store: what it has are copies, and using them would
     /// write over what the parent writes.
-    fn is_in_fork(&self) -> bool {
+    pub(crate) fn is_in_fork(&self) -> bool {
         std::process::id() != self.opened_by
     }
 

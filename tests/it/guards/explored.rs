@@ -1,0 +1,1 @@
+//! Guards on a machine that crashes.
