@@ -1,5 +1,6 @@
 //! Guards: everything under some patterns as it is now, to go back to while any program edits it in place.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use atomtree_recovery::guards::{
@@ -7,7 +8,10 @@ use atomtree_recovery::guards::{
     Patterns, RolledBack,
 };
 
-use crate::error::{Error, ErrorKind};
+use atomtree_vfs::Vfs;
+use atomtree_vfs::os::Os;
+
+use crate::error::{Error, ErrorKind, OnPath};
 use crate::stage::Prepared;
 use crate::store::{Engine, Shared, Store};
 use crate::trace;
@@ -185,6 +189,42 @@ impl Guard {
         };
         Err(error)
     }
+}
+
+/// The variable in the environment of everything that runs under a guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardedCommand {
+    /// Its name, which no other guard has.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl Guard {
+    /// What a command that runs under this guard has to have in its environment, so that it is found, with all that it
+    /// starts, by whoever has to end it.
+    pub fn command(&self) -> GuardedCommand {
+        let variable = guards::variable_of(self.id());
+        let (name, value) = variable.split_once('=').expect("a variable has a name and a value");
+        GuardedCommand { name: name.to_owned(), value: value.to_owned() }
+    }
+}
+
+/// Notes that the calling process is a command under this guard of the tree at `root`, with all that it starts; if its
+/// owner dies, whoever opens the store next ends it before the tree is rolled back. A control group that holds it, and
+/// nothing else, makes that sure.
+///
+/// # Errors
+/// The guard is gone, or has a command.
+pub fn note_guarded_command(root: &Path, id: &str, group: Option<&Path>) -> Result<(), Error> {
+    let vfs = Os;
+    let root = vfs.open_root(root).on("open", root)?;
+    let path = guards::dir_of(id).ok_or_else(|| {
+        Error::invalid(ErrorKind::InvalidInput, format!("{id:?} is not the name of a guard"))
+    })?;
+    let guard = root.open_dir(&path).on("open", &path)?;
+    let process = vfs.process().on("read the identity of", "this process")?;
+    guards::note_command(&*guard, &process, group).on("note the command in", &path)
 }
 
 impl Drop for Guard {

@@ -95,7 +95,7 @@ pub use atomtree_vfs::Kind;
 pub use atomtree_wal::Lsn;
 pub use commit::Receipt;
 pub use error::{Error, ErrorKind};
-pub use guard::{Guard, GuardOptions};
+pub use guard::{Guard, GuardOptions, GuardedCommand, note_guarded_command};
 pub use inspect::{Inspection, PastTransaction, Stats, Status};
 pub use options::{Checkpoints, Durability, HardLinks, Options, Symlinks};
 pub use store::Store;

@@ -28,7 +28,7 @@ mod walk;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,7 @@ pub use restore::{Keep, RolledBack};
 use crate::error::{Doing, Error, Refusal};
 use crate::places::Places;
 use crate::plan::Change;
+use crate::tree_path::STORE_DIR;
 use changes::Trust;
 
 const GUARDS_DIR: &str = "guards";
@@ -77,17 +78,17 @@ impl GuardPlaces {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.doing("open", GUARDS_DIR)?,
         };
-        match guards.open_dir(Path::new(CACHE_DIR)) {
-            // They were being made.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            opened => Ok(Some(Self { cache: opened.doing("open", "guards/cache")?, guards })),
-        }
+        Self::of(guards).map(Some)
     }
 
     /// Opens them, and makes them first if there are none. Nothing is synced.
     pub fn make(places: &Places) -> Result<Self, Error> {
         make_dir(&*places.store, GUARDS_DIR).doing("create", GUARDS_DIR)?;
-        let guards = places.store.open_dir(Path::new(GUARDS_DIR)).doing("open", GUARDS_DIR)?;
+        Self::of(places.store.open_dir(Path::new(GUARDS_DIR)).doing("open", GUARDS_DIR)?)
+    }
+
+    /// A power cut may have left the one without the other.
+    fn of(guards: Arc<dyn Dir>) -> Result<Self, Error> {
         make_dir(&*guards, CACHE_DIR).doing("create", "guards/cache")?;
         let cache = guards.open_dir(Path::new(CACHE_DIR)).doing("open", "guards/cache")?;
         Ok(Self { guards, cache })
@@ -599,6 +600,11 @@ fn lock_of_the_dead(places: &Places, dir: &dyn Dir) -> io::Result<Option<Arc<dyn
 /// The variable in the environment of everything that runs under the guard of this name.
 pub fn variable_of(id: &str) -> String {
     format!("ATOMTREE_GUARD_{id}=1")
+}
+
+/// The directory, from the root on, of the guard of this name; `None` if it is not one.
+pub fn dir_of(id: &str) -> Option<PathBuf> {
+    is_guard_name(id).then(|| [STORE_DIR, GUARDS_DIR, id].iter().collect())
 }
 
 /// Notes which command runs under the guard whose directory this is. Nothing is synced: a power cut ends it anyway.

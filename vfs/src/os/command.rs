@@ -26,6 +26,11 @@ pub fn adopt_orphans() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
+/// Who the process with this pid is.
+pub fn identity(pid: u32) -> io::Result<ProcessIdentity> {
+    identify(pid)
+}
+
 /// Takes the exit status of every child that has ended.
 pub fn reap_orphans() {
     while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
