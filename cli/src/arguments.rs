@@ -16,6 +16,7 @@ use clap_complete::Shell;
 
 use crate::answer::Failure;
 use crate::color;
+use crate::run::RunFlags;
 use crate::store_flags::StoreFlags;
 use crate::torture::writer::How;
 
@@ -78,6 +79,18 @@ pub(crate) enum Command {
         store: StoreFlags,
         #[command(flatten)]
         policies: Policies,
+    },
+    /// Run a command; keep what it has changed in the tree if it succeeds, and roll that back otherwise
+    ///
+    /// Images of everything under the guard are durable before the command starts. It ends with the command's exit
+    /// status, 128 and the signal if one ended it, 124 after --timeout, 126 or 127 if the command could not be started,
+    /// and 125 if something else failed. Everything that the command has started is ended before a roll back. If this
+    /// is killed, the next command that opens the store does both.
+    Run {
+        #[command(flatten)]
+        flags: RunFlags,
+        #[command(flatten)]
+        store: StoreFlags,
     },
     /// Show the state of the store
     Status,
@@ -153,6 +166,18 @@ pub(crate) enum Command {
         /// Write the page of the program and of each command into this directory instead
         #[arg(long)]
         dir: Option<PathBuf>,
+    },
+    /// What `run` starts, and what becomes the command.
+    #[command(hide = true)]
+    RunCommand {
+        /// The guard
+        id: String,
+        /// The control group
+        #[arg(long)]
+        group: Option<PathBuf>,
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
     },
     /// The writer that the demo kills.
     #[command(hide = true)]

@@ -18,6 +18,7 @@ mod manual;
 mod path;
 mod progress;
 mod recover_all;
+mod run;
 mod stats;
 mod store_flags;
 mod table;
@@ -39,6 +40,8 @@ pub fn run() -> ExitCode {
         Command::Batch { jobs, line_bytes_max, store, policies } => {
             batch::batch(&common, &store, policies, jobs, line_bytes_max)
         }
+        Command::Run { flags, store } => Ok(run::run(&common, &store, &flags)),
+        Command::RunCommand { id, group, command } => Ok(run::enter(&common, &id, group.as_ref(), &command)),
         Command::Status => look::status(&common),
         Command::Log { count } => look::log(&common, count),
         Command::Show { tx } => look::show(&common, tx),

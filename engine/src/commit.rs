@@ -301,6 +301,7 @@ impl Engine {
                 None => return Err(Outcome::Unsettled(Box::new(prepared))),
             }
         }
+        self.check_guards(&prepared).map_err(failed)?;
         let begun = prepared.begun;
         self.check(parents, &mut prepared)
             .map_err(|error| failed(self.with_culprit(error, commits, begun)))?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use atomtree_recovery as recovery;
 use atomtree_recovery::apply::{is_no_directory, is_no_space};
+use atomtree_recovery::error::Refusal;
 use atomtree_recovery::plan::TransactionId;
 use atomtree_recovery::tree_path::PathError;
 use atomtree_vfs::is_symlink_error;
@@ -226,6 +227,7 @@ impl Error {
             | Self::Refused { path, .. }
             | Self::Io { path, .. }
             | Self::CommittedNotApplied { path, .. } => Some(path),
+            Self::Store(recovery::Error::Refused { path, .. }) => Some(Path::new(path)),
             _ => None,
         }
     }
@@ -266,6 +268,9 @@ impl Error {
             Self::Poisoned { reason } => Self::Poisoned { reason: reason.clone() },
             Self::CommittedNotApplied { tx, path, source } => {
                 Self::CommittedNotApplied { tx: *tx, path: path.clone(), source: io_error_again(source) }
+            }
+            Self::Store(recovery::Error::Refused { kind, path, reason }) => {
+                Self::refused(kind_of_refusal(*kind), path, reason)
             }
             Self::Store(_) | Self::Again { .. } => {
                 Self::Again { kind: self.kind(), message: self.to_string() }
@@ -308,8 +313,24 @@ fn kind_of_store_error(error: &recovery::Error) -> ErrorKind {
         recovery::Error::StoreFile { .. }
         | recovery::Error::Record(_)
         | recovery::Error::Sequence { .. }
-        | recovery::Error::Manifest { .. } => ErrorKind::Corrupt,
+        | recovery::Error::Manifest { .. }
+        | recovery::Error::GuardManifest { .. } => ErrorKind::Corrupt,
+        recovery::Error::Refused { kind, .. } => kind_of_refusal(*kind),
         recovery::Error::Log(error) => kind_of_log_error(error),
+        _ => ErrorKind::Io,
+    }
+}
+
+fn kind_of_refusal(refusal: Refusal) -> ErrorKind {
+    match refusal {
+        Refusal::Locked => ErrorKind::Locked,
+        Refusal::Conflict => ErrorKind::Conflict,
+        Refusal::NoSpace => ErrorKind::NoSpace,
+        Refusal::MountPoint => ErrorKind::MountPoint,
+        Refusal::CrossDevice => ErrorKind::CrossDevice,
+        Refusal::InvalidPath => ErrorKind::InvalidPath,
+        Refusal::InvalidInput => ErrorKind::InvalidInput,
+        Refusal::Unsupported => ErrorKind::Unsupported,
         _ => ErrorKind::Io,
     }
 }
@@ -386,6 +407,11 @@ mod tests {
             Error::Poisoned { reason: "r".into() },
             Error::CommittedNotApplied { tx: TransactionId(3), path, source: source() },
             Error::Store(recovery::Error::NotAdopted),
+            Error::Store(recovery::Error::Refused {
+                kind: Refusal::Locked,
+                path: "a/b".into(),
+                reason: "r".into(),
+            }),
             Error::Store(recovery::Error::Log(wal::Error::Poisoned { reason: "r".into() })),
         ];
         for error in errors {

@@ -145,6 +145,7 @@ impl Engine {
             submits: Submits::default(),
             checkpoint_turn: Turn::default(),
             retry_turn: Turn::default(),
+            lookout: Mutex::default(),
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),
             health: Mutex::new(Health::Open),
@@ -161,6 +162,8 @@ impl Engine {
             let take_over = engine.take_overs.lock().pop();
             engine.report = take_over.unwrap_or_default();
         }
+        // No transaction touches what a guard covers, so the log comes first.
+        engine.roll_back_abandoned_at_open()?;
         engine.note_unsettled(&engine.commits.lock());
         Ok(Arc::new(engine))
     }

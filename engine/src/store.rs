@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atomtree_recovery::ballast::Ballast;
+use atomtree_recovery::guards::Lookout;
 use atomtree_recovery::places::Places;
 use atomtree_recovery::recover::Report;
 use atomtree_recovery::stage::Stage;
@@ -69,6 +70,8 @@ pub(crate) struct Engine {
     pub(crate) checkpoint_turn: Turn,
     /// This process's part of the place of who repeats a transaction.
     pub(crate) retry_turn: Turn,
+    /// The guards that there are, as seen by the last commit. Taken after `commits`.
+    pub(crate) lookout: Mutex<Lookout>,
     /// Taken after `commits`, for moments only.
     pub(crate) unsettled: Mutex<Unsettled>,
     /// Wakes the checkpointer; goes with `unsettled`.
@@ -343,7 +346,7 @@ impl Engine {
 
     /// Whether this is a forked child of the process that opened the store: what it has are copies, and using them would
     /// write over what the parent writes.
-    fn is_in_fork(&self) -> bool {
+    pub(crate) fn is_in_fork(&self) -> bool {
         ProcessId::now(&*self.places.vfs) != self.opened_by
     }
 

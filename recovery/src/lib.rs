@@ -14,6 +14,7 @@ pub mod apply;
 pub mod ballast;
 pub mod decision;
 pub mod error;
+pub mod guards;
 pub mod image;
 pub mod known;
 mod locate;

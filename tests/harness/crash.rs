@@ -138,6 +138,8 @@ pub fn is_operation(verb: Verb) -> bool {
             V::CreateFile
                 | V::CreateDir
                 | V::CreateSymlink
+                | V::SetDirXattr
+                | V::RemoveDirXattr
                 | V::SetDirMode
                 | V::SetDirOwner
                 | V::SetModeOf
