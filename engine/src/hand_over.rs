@@ -33,6 +33,8 @@ pub(crate) struct CommitState {
     pub(crate) settled: Lsn,
     /// Everything up to here has been applied.
     pub(crate) applied: Lsn,
+    /// The last commit of this process.
+    pub(crate) last_own: Lsn,
     /// What is applied and not settled, by whichever process, in order.
     pub(crate) unsettled: Vec<Arc<Committed<'static>>>,
     /// How many of those move or remove directories, or change what kind of thing a name is.
@@ -75,6 +77,7 @@ impl CommitState {
             next_tx: analysis.next_tx,
             settled: analysis.watermark,
             applied: analysis.applied,
+            last_own: Lsn(0),
             unsettled: Vec::new(),
             unsettled_barriers: 0,
             uncleared: Vec::new(),
@@ -301,10 +304,10 @@ impl Engine {
 
     /// Reads the whole log again. What this process may not have heard of is the same as before.
     fn read_again(&self, commits: &mut CommitState) -> Result<Found, Error> {
-        let (dir, joined) = (commits.sync_root.clone(), commits.joined);
+        let (dir, joined, last_own) = (commits.sync_root.clone(), commits.joined, commits.last_own);
         let sync_root = SyncRoot { dir, staged_before: commits.staged_before.clone() };
         let found = self.read_anew(commits, sync_root)?;
-        commits.joined = joined;
+        (commits.joined, commits.last_own) = (joined, last_own);
         Ok(found)
     }
 
