@@ -6,6 +6,7 @@ mod plan;
 mod protocol;
 mod recovery;
 mod search;
+mod several;
 mod suites;
 
 use protocol::Rule;
@@ -15,6 +16,11 @@ use suites::{RULES, suites, walk};
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
+    if only == "several" {
+        let arg = |index| std::env::args().nth(index);
+        let most = arg(4).and_then(|most| most.parse().ok()).unwrap_or(usize::MAX);
+        return several::suites::report(&arg(2).unwrap_or_default(), arg(3).as_deref(), most);
+    }
     if only != "rules" {
         for (suite, crashes) in suites().iter().filter(|(suite, _)| suite.name.contains(&only)) {
             let start = Instant::now();
