@@ -232,10 +232,6 @@ impl Disk {
         }
     }
 
-    pub(crate) fn has_lost(&self) -> bool {
-        self.nodes.iter().any(|node| node.is_lost)
-    }
-
     /// Another program puts its own file at a name, and syncs it with its directory.
     pub(crate) fn replace_durably(&mut self, cell: Cell, content: u8) {
         self.names.set(cell, None);

@@ -1,4 +1,5 @@
-//! Walks every state of a small model of how directories and metadata are committed and recovered.
+//! Walks every state of two small models: of how directories and metadata are committed and recovered; and, with the
+//! argument `several`, of several processes with one store.
 
 mod check;
 mod disk;
@@ -17,9 +18,7 @@ use suites::{RULES, suites, walk};
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
     if only == "several" {
-        let arg = |index| std::env::args().nth(index);
-        let most = arg(4).and_then(|most| most.parse().ok()).unwrap_or(usize::MAX);
-        return several::suites::report(&arg(2).unwrap_or_default(), arg(3).as_deref(), most);
+        return several::suites::report(&std::env::args().nth(2).unwrap_or_default());
     }
     if only != "rules" {
         for (suite, crashes) in suites().iter().filter(|(suite, _)| suite.name.contains(&only)) {

@@ -5,7 +5,8 @@ use super::commit::{Actor, advance};
 use super::environment::cuts;
 use super::search::fingerprint;
 use super::{
-    FOREIGN, Life, Membership, Process, Scenario, Stage, State, Step, Thread, Unseen, cell, content, original,
+    FOREIGN, Life, Logged, Membership, NOTHING, Process, Scenario, Stage, State, Step, Thread, Unseen, cell,
+    content, original,
 };
 use crate::disk::{QUARANTINE, ROOT};
 use std::collections::HashSet;
@@ -66,7 +67,10 @@ fn open_and_check(run: &Scenario, mut state: State) -> Option<String> {
         let actor = Actor { run, at: 0, thread: 0 };
         actor.start_opening(&mut state);
         while state.processes[0].threads[0].step != Step::Rest && state.problem.is_none() {
-            state = advance(run, &state, 0, 0).expect("nobody is in its way").1;
+            let Some(next) = advance(run, &state, 0, 0) else {
+                return Some("an open waits for itself".to_owned());
+            };
+            state = next.1;
         }
         if let Some(problem) = state.problem {
             return Some(problem.to_owned());
@@ -90,7 +94,7 @@ fn violation(run: &Scenario, state: &State) -> Option<String> {
             return Some("quarantine without an edit".to_owned());
         }
         Some(_) => {
-            let was_seen = state.order.iter().any(|(_, seen)| seen.contains(&FOREIGN));
+            let was_seen = state.order.iter().any(|logged| logged.seen.contains(&FOREIGN));
             if !was_seen && !is_in(ROOT, FOREIGN) && !is_in(QUARANTINE, FOREIGN) {
                 return Some("the edit is lost".to_owned());
             }
@@ -100,8 +104,8 @@ fn violation(run: &Scenario, state: &State) -> Option<String> {
     let tree = [0, 1].map(|name| state.content_at(cell(name)));
     let count = state.order.len();
     let is_possible = |chosen: u32| {
-        let mut now = [original(0), original(1)];
-        for (index, (tx, seen)) in state.order.iter().enumerate() {
+        let mut now = [if run.is_free { NOTHING } else { original(0) }, original(1)];
+        for (index, Logged { tx, seen, .. }) in state.order.iter().enumerate() {
             if chosen >> index & 1 == 0 {
                 if state.acknowledged >> tx & 1 == 1 {
                     return false;

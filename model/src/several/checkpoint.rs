@@ -1,9 +1,10 @@
 //! A checkpoint, by any process, of the transactions of all.
 
 use super::commit::Actor;
-use super::log::Record;
-use super::{Life, Purpose, Repair, Rule, Scenario, State, Step, Thread, content, slot};
+use super::log::{Lsn, Record};
+use super::{Life, NOTHING, Purpose, Repair, Rule, Scenario, State, Step, Thread, content, slot};
 use crate::disk::{EMPTY, QUARANTINE, STAGE};
+use std::ops::RangeInclusive;
 
 impl Actor<'_> {
     /// Under C and L.
@@ -23,7 +24,8 @@ impl Actor<'_> {
         if is_old && self.run.has(Rule::RecoverIfOlder) {
             return self.go(state, Step::Recover(Repair::Rewrite));
         }
-        self.now(state).covered = known.end - 1;
+        let now = self.now(state);
+        (now.from, now.covered) = (known.watermark, known.end - 1);
         self.give_up_commit_lock(state);
         let is_anothers = known.settled_by != 0 && known.settled_by != process_instance(state, self.at);
         let again = is_anothers && self.run.has(Rule::DiscardAgain);
@@ -34,7 +36,7 @@ impl Actor<'_> {
         match now.step {
             Step::Again => {
                 let watermark = self.known(state).watermark;
-                let is_cleared = !discard(self.run, state, Some(watermark)) && !self.clear_recoveries(state);
+                let is_cleared = !discard(self.run, state, 0..=watermark) && !self.clear_recoveries(state);
                 if is_cleared {
                     state.disk.sync_dirs(&[STAGE, QUARANTINE]);
                     if now.purpose == Purpose::Close {
@@ -78,7 +80,7 @@ impl Actor<'_> {
                 }
             }
             Step::Discard => {
-                if !discard(self.run, state, Some(now.covered)) {
+                if !discard(self.run, state, now.from + 1..=now.covered) {
                     self.go(state, Step::SyncSlots);
                 }
             }
@@ -98,11 +100,11 @@ pub(crate) fn process_instance(state: &State, at: usize) -> u8 {
     state.processes[at].instance
 }
 
-/// Removes one thing from the slots of what is settled up to this LSN, or of all that is logged. What no record
+/// Removes one thing from the slots of the transactions with these LSNs. What no record
 /// explains goes to quarantine. False if nothing is left.
-pub(crate) fn discard(run: &Scenario, state: &mut State, watermark: Option<u8>) -> bool {
-    let is_covered = |tx: u8| watermark.is_none_or(|watermark| state.log.settled(tx, watermark));
-    let committed: Vec<u8> = state.log.committed().into_iter().filter(|&tx| is_covered(tx)).collect();
+pub(crate) fn discard(run: &Scenario, state: &mut State, lsns: RangeInclusive<Lsn>) -> bool {
+    let committed: Vec<u8> =
+        state.log.committed().into_iter().filter(|&tx| state.log.has_commit(tx, lsns.clone())).collect();
     let found = committed.iter().find_map(|&tx| {
         let mut names = run.names(tx).into_iter();
         names.find(|&name| state.disk.child(slot(tx, name)).is_some()).map(|name| (tx, name))
@@ -116,8 +118,8 @@ pub(crate) fn discard(run: &Scenario, state: &mut State, watermark: Option<u8>) 
 pub(crate) fn discard_slot(run: &Scenario, state: &mut State, tx: u8, name: u8) {
     let found = state.content_at(slot(tx, name));
     let originals = state.log.originals(tx);
-    let was_logged = state.order.iter().any(|(logged, _)| *logged == tx);
-    if originals.is_none() && was_logged && found != content(tx, name) && found != EMPTY {
+    let was_logged = state.order.iter().any(|logged| logged.tx == tx);
+    if originals.is_none() && was_logged && ![content(tx, name), EMPTY, NOTHING].contains(&found) {
         state.say("an original is unlinked that no record explains");
     }
     let is_known =

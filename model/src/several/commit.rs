@@ -2,9 +2,10 @@
 
 use super::log::{Record, View};
 use super::{
-    Label, Life, Membership, Purpose, Repair, Rule, Scenario, State, Step, Thread, cell, content, slot,
+    Label, Life, Logged, Membership, Purpose, Repair, Rule, Scenario, State, Step, Thread, cell, content,
+    slot,
 };
-use crate::disk::QUARANTINE;
+use crate::disk::{EMPTY, QUARANTINE};
 
 pub(crate) fn who(at: usize, thread: usize) -> u8 {
     (at * 2 + thread) as u8
@@ -36,9 +37,13 @@ pub(crate) fn advance(run: &Scenario, state: &State, at: usize, thread: usize) -
         | Step::Discard
         | Step::SyncSlots
         | Step::Retire => Some(me.checkpoint(&mut next, now)),
-        Step::Join | Step::SyncJoin | Step::MakeStage | Step::LockStage | Step::SyncClosed | Step::Closed => {
-            Some(me.member(&mut next, now.step))
-        }
+        Step::Join
+        | Step::SyncJoin
+        | Step::MakeStage
+        | Step::LockStage
+        | Step::OpenDescriptors
+        | Step::SyncClosed
+        | Step::Closed => Some(me.member(&mut next, now.step)),
         _ => Some(me.commit(&mut next, now.step)),
     };
     is_done.map(|()| (Label::Step(at, thread, now.step, now.purpose), next))
@@ -81,7 +86,7 @@ impl Actor<'_> {
     }
 
     pub(crate) fn append(&self, state: &mut State, record: Record) {
-        if self.run.has(Rule::TakeBackClosed) {
+        if self.run.has(Rule::TakeBackClosed) && std::mem::take(&mut self.known(state).is_closed) {
             state.log.closed = None;
         }
         let State { log, processes, .. } = state;
@@ -143,8 +148,10 @@ impl Actor<'_> {
                 let is_alone = self.is_alone(state);
                 state.processes[self.at].member =
                     if is_alone { Membership::Exclusive } else { Membership::Shared };
-                let is_closed = state.log.closed.is_some();
+                let is_closed = self.known(state).is_closed;
                 if is_alone && (state.mark || !is_closed) {
+                    self.go(state, Step::Recover(Repair::Rewrite));
+                } else if (state.mark || is_unfinished) && !is_alone && !self.run.has(Rule::BothLocks) {
                     self.go(state, Step::Recover(Repair::Rewrite));
                 } else if !is_alone && (state.mark || is_unfinished) {
                     self.give_up_commit_lock(state);
@@ -291,7 +298,7 @@ impl Actor<'_> {
                 let (originals, staged_at) = (process.seen, process.staged_at);
                 let number = self.known(state).next_number;
                 self.known(state).next_number = number + 1;
-                state.order.push((tx, originals));
+                state.order.push(Logged { tx, number, seen: originals });
                 self.append(state, Record::Body { tx, number, originals, staged_at });
                 self.go(state, Step::Commit);
             }
@@ -304,6 +311,13 @@ impl Actor<'_> {
             }
             Step::Sync => {
                 if state.sync_log(self.at) {
+                    let number_of =
+                        |tx| state.order.iter().find(|logged| logged.tx == tx).map(|logged| logged.number);
+                    let mut others =
+                        state.order.iter().filter(|logged| state.acknowledged >> logged.tx & 1 == 1);
+                    if others.any(|logged| number_of(tx) == Some(logged.number)) {
+                        state.say("two transactions have one number");
+                    }
                     state.acknowledged |= 1 << tx;
                     self.go(state, Step::Apply(0));
                 } else {
@@ -312,6 +326,9 @@ impl Actor<'_> {
             }
             Step::Apply(index) => match names.get(usize::from(index)) {
                 Some(&name) => {
+                    if ![content(tx, name), EMPTY].contains(&state.content_at(slot(tx, name))) {
+                        state.say("a slot is applied twice");
+                    }
                     state.disk.put(slot(tx, name), cell(name));
                     self.go(state, Step::Compare(index));
                 }

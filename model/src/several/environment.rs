@@ -93,7 +93,7 @@ pub(crate) fn events(run: &Scenario, state: &State) -> Next {
             tell(next, true);
         });
     }
-    if run.evicts && state.log.has_lost() {
+    if run.drops_log && state.log.has_lost() {
         add(Label::Event("THE LOG'S CACHE IS DROPPED"), &|next| next.log.drop_caches());
     }
     if budget.edits > 0 && !state.order.is_empty() {

@@ -94,6 +94,8 @@ pub(crate) struct View {
     /// Who wrote the last checkpoint record.
     pub(crate) settled_by: u8,
     is_torn: bool,
+    /// The log said so when it was opened, and nothing was written since.
+    pub(crate) is_closed: bool,
 }
 
 impl View {
@@ -140,8 +142,23 @@ impl Log {
         Ok(frames)
     }
 
+    /// Reads all of it, as who opens it does.
     pub(crate) fn scan(&self) -> Result<View, Refused> {
-        let frames = self.accepted()?;
+        let closed = self.closed.unwrap_or(Lsn::MAX);
+        let mut view = self.view(closed)?;
+        if let Some(closed) = self.closed {
+            if view.end <= closed {
+                return Err("the log ends before it was closed");
+            }
+            // Nothing is looked for behind it.
+            (view.is_closed, view.is_torn) = (true, false);
+        }
+        Ok(view)
+    }
+
+    fn view(&self, last: Lsn) -> Result<View, Refused> {
+        let mut frames = self.accepted()?;
+        frames.retain(|(frame, _)| frame.lsn <= last);
         let oldest = &self.segments[0];
         let mut view = View { end: oldest.first, link: oldest.link, next_number: 1, ..View::default() };
         // A header comes after the sync of what is before it.
@@ -176,21 +193,13 @@ impl Log {
         let is_left =
             last.places[accepted.min(last.places.len())..].iter().any(|place| place.cache.is_some());
         view.is_torn = run.is_some() || is_left;
-        if self.closed.is_some_and(|closed| closed >= view.end) {
-            return Err("the log ends before it was closed");
-        }
-        if let Some(closed) = self.closed {
-            // Nothing is looked for behind it.
-            view.end = view.end.min(closed + 1);
-            view.is_torn = false;
-            view.unsettled.retain(|committed| committed.lsn <= closed);
-        }
         Ok(view)
     }
 
     /// Reads on from what is known.
     pub(crate) fn catch_up(&self, known: &View, is_unsynced_forgotten: bool) -> Result<View, Refused> {
-        let mut view = self.scan()?;
+        let mut view = self.view(Lsn::MAX)?;
+        view.is_closed = known.is_closed;
         view.synced = view.synced.max(known.synced.min(view.end - 1));
         let first = self.segments[0].first;
         if known.end < first {
@@ -335,9 +344,9 @@ impl Log {
         frames.iter().any(|(frame, _)| matches!(frame.record, Record::Applied { up_to } if up_to >= lsn))
     }
 
-    /// The watermark before the last checkpoint record's, and the last one's.
-    pub(crate) fn settled(&self, tx: Tx, watermark: Lsn) -> bool {
+    /// Whether the transaction's commit is among these LSNs.
+    pub(crate) fn has_commit(&self, tx: Tx, lsns: std::ops::RangeInclusive<Lsn>) -> bool {
         let frames = self.accepted().unwrap_or_default();
-        frames.iter().any(|(frame, _)| frame.lsn <= watermark && frame.record == Record::Commit { tx })
+        frames.iter().any(|(frame, _)| lsns.contains(&frame.lsn) && frame.record == Record::Commit { tx })
     }
 }

@@ -52,7 +52,7 @@ impl Actor<'_> {
                 let end = self.known(state).end;
                 let process = &mut state.processes[self.at];
                 (process.joined, process.member) = (end, Membership::Shared);
-                if self.run.has(Rule::RewriteOnJoin) && state.log.closed.is_none() {
+                if self.run.has(Rule::RewriteOnJoin) && !self.known(state).is_closed {
                     state.log.rewrite();
                     return self.go(state, Step::SyncJoin);
                 }
@@ -79,6 +79,10 @@ impl Actor<'_> {
             Step::LockStage => {
                 state.processes[self.at].stage = Stage::Locked;
                 self.are_open(state);
+            }
+            Step::OpenDescriptors => {
+                self.open_descriptors(state);
+                self.open_now(state);
             }
             Step::SyncClosed => {
                 let step = if state.sync_log(self.at) { Step::Closed } else { Step::Mark };
@@ -113,8 +117,12 @@ impl Actor<'_> {
     fn are_open(&self, state: &mut State) {
         self.release(state);
         if !self.run.has(Rule::DescriptorFirst) {
-            self.open_descriptors(state);
+            return self.go(state, Step::OpenDescriptors);
         }
+        self.open_now(state);
+    }
+
+    fn open_now(&self, state: &mut State) {
         state.processes[self.at].life = Life::Open;
         *self.now(state) = Thread::REST;
     }
@@ -154,7 +162,7 @@ impl Actor<'_> {
         let instance = process_instance(state, self.at);
         for slot in state.slots() {
             if state.owner(slot) == instance {
-                let was_logged = state.order.iter().any(|(tx, _)| *tx == slot / 2);
+                let was_logged = state.order.iter().any(|logged| logged.tx == slot / 2);
                 if slot >= RECOVERY_SLOT || was_logged {
                     state.say("an original is unlinked uncompared by who leaves");
                 }

@@ -86,14 +86,17 @@ pub(crate) struct Scenario {
     pub(crate) is_open: Vec<bool>,
     pub(crate) closes: bool,
     /// How many checkpoints each process may begin.
-    pub(crate) checkpoints: u8,
+    pub(crate) checkpoints: Vec<u8>,
+    /// Name 0 is free at the start.
+    pub(crate) is_free: bool,
     /// How many frames a segment holds before a run or record starts the next.
     pub(crate) segment_frames: usize,
     pub(crate) deaths: u8,
     pub(crate) reopens: u8,
     pub(crate) cuts: u8,
     pub(crate) failures: u8,
-    pub(crate) evicts: bool,
+    /// The kernel drops log pages whose write-back failed.
+    pub(crate) drops_log: bool,
     pub(crate) stuck: u8,
     pub(crate) edits: u8,
 }
@@ -150,6 +153,7 @@ pub(crate) enum Step {
     SyncJoin,
     MakeStage,
     LockStage,
+    OpenDescriptors,
     SyncClosed,
     Closed,
     Mark,
@@ -172,12 +176,13 @@ pub(crate) enum Purpose {
 pub(crate) struct Thread {
     pub(crate) step: Step,
     pub(crate) purpose: Purpose,
-    /// The watermark that its checkpoint is going to write.
+    /// The watermark before its checkpoint, and the one that it is going to write.
+    pub(crate) from: Lsn,
     pub(crate) covered: Lsn,
 }
 
 impl Thread {
-    const REST: Self = Self { step: Step::Rest, purpose: Purpose::Commit, covered: 0 };
+    const REST: Self = Self { step: Step::Rest, purpose: Purpose::Commit, from: 0, covered: 0 };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -246,6 +251,15 @@ pub(crate) struct Budget {
 
 pub(crate) type Who = u8;
 
+/// A transaction that was checked and logged, at least in part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Logged {
+    pub(crate) tx: Tx,
+    pub(crate) number: u8,
+    /// What it saw at its names.
+    pub(crate) seen: [u8; 2],
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(crate) disk: Disk,
@@ -259,7 +273,7 @@ pub(crate) struct State {
     pub(crate) processes: Vec<Process>,
     pub(crate) budget: Budget,
     /// Remembered to judge: commits in the order of their check, with what they saw.
-    pub(crate) order: Vec<(Tx, [u8; 2])>,
+    pub(crate) order: Vec<Logged>,
     pub(crate) acknowledged: u8,
     /// The instance that staged each transaction.
     pub(crate) staged_by: Vec<u8>,
@@ -291,6 +305,8 @@ impl std::fmt::Display for Label {
 
 /// What another program writes.
 pub(crate) const FOREIGN: u8 = 99;
+/// What is seen at a name that isn't there.
+pub(crate) const NOTHING: u8 = 255;
 /// The first of recovery's slots: four for each instance.
 pub(crate) const RECOVERY_SLOT: u8 = 64;
 
@@ -313,7 +329,7 @@ pub(crate) fn cell(name: u8) -> Cell {
 impl State {
     pub(crate) fn new(run: &Scenario) -> Self {
         let mut disk = Disk::new();
-        for name in 0..2 {
+        for name in u8::from(run.is_free)..2 {
             disk.create(cell(name), false, original(name), 1);
         }
         disk.sync();
@@ -333,7 +349,7 @@ impl State {
             is_staged: false,
             seen: [0; 2],
             staged_at: 0,
-            checkpoints: run.checkpoints,
+            checkpoints: run.checkpoints[index],
             threads: [Thread::REST; 2],
         };
         Self {
@@ -361,9 +377,9 @@ impl State {
         }
     }
 
-    /// What is seen at a name, or in a slot; 255 if nothing is there.
+    /// What is seen at a name, or in a slot.
     pub(crate) fn content_at(&self, cell: Cell) -> u8 {
-        self.disk.child(cell).map_or(255, |inode| self.disk.node(inode).content)
+        self.disk.child(cell).map_or(NOTHING, |inode| self.disk.node(inode).content)
     }
 
     pub(crate) fn slots(&self) -> Vec<u8> {

@@ -2,8 +2,8 @@
 
 use super::checkpoint::{discard, discard_slot, process_instance};
 use super::commit::Actor;
-use super::log::{Committed, Record};
-use super::{Purpose, RECOVERY_SLOT, Repair, Rule, Stage, State, Step, cell, content, slot};
+use super::log::{Committed, Lsn, Record};
+use super::{NOTHING, Purpose, RECOVERY_SLOT, Repair, Rule, Stage, State, Step, Thread, cell, content, slot};
 use crate::disk::{EMPTY, FRESH, QUARANTINE, STAGE};
 
 impl Actor<'_> {
@@ -100,16 +100,22 @@ impl Actor<'_> {
         if found == wanted {
             return false;
         }
-        let is_known = found == EMPTY || self.images(state).contains(&found);
+        let is_known = [EMPTY, NOTHING].contains(&found) || self.images(state).contains(&found);
         let originals = state.log.originals(goal.tx).unwrap_or_default();
-        let is_applied = state.content_at(slot(goal.tx, name)) == originals[usize::from(name)];
+        let is_applied = match originals[usize::from(name)] {
+            NOTHING => state.log.is_applied(goal.lsn),
+            original => state.content_at(slot(goal.tx, name)) == original,
+        };
         if !is_known && is_applied {
             return false;
         }
-        let first = RECOVERY_SLOT + process_instance(state, self.at) * 4;
-        let fresh = state.disk.free_name(STAGE, first);
+        let is_fresh = |slot: &u8| state.content_at((STAGE, *slot)) == wanted;
+        if let Some(fresh) = self.own_slots(state).into_iter().find(is_fresh) {
+            return state.disk.put((STAGE, fresh), cell(name));
+        }
+        let fresh = state.disk.free_name(STAGE, RECOVERY_SLOT + process_instance(state, self.at) * 4);
         state.disk.create(fresh, false, wanted, FRESH);
-        state.disk.put(fresh, cell(name))
+        true
     }
 
     fn own_slots(&self, state: &State) -> Vec<u8> {
@@ -130,7 +136,7 @@ impl Actor<'_> {
             let originals = state.log.originals(tx).unwrap_or_default();
             [originals[0], originals[1], content(tx, 0), content(tx, 1)]
         });
-        both.filter(|&image| image != 0).collect()
+        both.filter(|image| ![0, NOTHING].contains(image)).collect()
     }
 
     fn is_ours(&self, state: &State, slot: u8) -> bool {
@@ -142,6 +148,10 @@ impl Actor<'_> {
     pub(crate) fn clear_recoveries(&self, state: &mut State) -> bool {
         let found = state.slots().into_iter().find(|slot| *slot >= RECOVERY_SLOT);
         let Some(slot) = found.filter(|_| self.run.has(Rule::DiscardOfRecoveries)) else { return false };
+        let repairs = |thread: &Thread| matches!(thread.step, Step::Recover(Repair::Name(_)));
+        if state.processes.iter().any(|process| process.threads.iter().any(repairs)) {
+            state.say("a slot is cleared under a recovery");
+        }
         self.clear_recovery(state, slot);
         true
     }
@@ -157,7 +167,7 @@ impl Actor<'_> {
 
     /// Empties one slot: of what is settled, of recoveries, and of the dead.
     fn clear(&self, state: &mut State) -> bool {
-        if self.run.has(Rule::DiscardOfLiving) && discard(self.run, state, None) {
+        if self.run.has(Rule::DiscardOfLiving) && discard(self.run, state, 0..=Lsn::MAX) {
             return true;
         }
         if self.clear_recoveries(state) {
