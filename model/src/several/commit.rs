@@ -13,40 +13,48 @@ pub(crate) fn who(at: usize, thread: usize) -> u8 {
 
 /// The next step of a thread that is at something. None if it waits.
 pub(crate) fn advance(run: &Scenario, state: &State, at: usize, thread: usize) -> Option<(Label, State)> {
-    let mut next = state.clone();
     let now = state.processes[at].threads[thread];
+    let waits = match now.step {
+        Step::Rest => true,
+        Step::TakeC => state.checkpoint_lock.is_some(),
+        Step::TakeL => state.commit_lock.is_some(),
+        _ => false,
+    };
+    if waits {
+        return None;
+    }
+    let mut next = state.clone();
     let me = Actor { run, at, thread };
-    let is_done = match now.step {
-        Step::Rest => None,
-        Step::TakeC => state.checkpoint_lock.is_none().then(|| {
+    match now.step {
+        Step::TakeC => {
             next.checkpoint_lock = Some(who(at, thread));
             me.go(&mut next, Step::TakeL);
-        }),
-        Step::TakeL => state.commit_lock.is_none().then(|| {
+        }
+        Step::TakeL => {
             next.commit_lock = Some(who(at, thread));
             me.go(&mut next, Step::Look);
-        }),
-        Step::Look => Some(me.look(&mut next)),
-        Step::Mark => Some(me.mark(&mut next)),
-        Step::Leave => Some(me.leave(&mut next)),
-        Step::Recover(repair) => Some(me.repair(&mut next, repair)),
+        }
+        Step::Look => me.look(&mut next),
+        Step::Mark => me.mark(&mut next),
+        Step::Leave => me.leave(&mut next),
+        Step::Recover(repair) => me.repair(&mut next, repair),
         Step::Again
         | Step::SyncTree
         | Step::Record
         | Step::SyncRecord
         | Step::Discard
         | Step::SyncSlots
-        | Step::Retire => Some(me.checkpoint(&mut next, now)),
+        | Step::Retire => me.checkpoint(&mut next, now),
         Step::Join
         | Step::SyncJoin
         | Step::MakeStage
         | Step::LockStage
         | Step::OpenDescriptors
         | Step::SyncClosed
-        | Step::Closed => Some(me.member(&mut next, now.step)),
-        _ => Some(me.commit(&mut next, now.step)),
-    };
-    is_done.map(|()| (Label::Step(at, thread, now.step, now.purpose), next))
+        | Step::Closed => me.member(&mut next, now.step),
+        _ => me.commit(&mut next, now.step),
+    }
+    Some((Label::Step(at, thread, now.step, now.purpose), next))
 }
 
 /// One thread of one process.
@@ -148,16 +156,14 @@ impl Actor<'_> {
                 let is_alone = self.is_alone(state);
                 state.processes[self.at].member =
                     if is_alone { Membership::Exclusive } else { Membership::Shared };
-                let is_closed = self.known(state).is_closed;
-                if is_alone && (state.mark || !is_closed) {
+                let is_left = if is_alone { !self.known(state).is_closed } else { is_unfinished };
+                if !state.mark && !is_left {
+                    self.go(state, Step::Join);
+                } else if is_alone || !self.run.has(Rule::BothLocks) {
                     self.go(state, Step::Recover(Repair::Rewrite));
-                } else if (state.mark || is_unfinished) && !is_alone && !self.run.has(Rule::BothLocks) {
-                    self.go(state, Step::Recover(Repair::Rewrite));
-                } else if !is_alone && (state.mark || is_unfinished) {
+                } else {
                     self.give_up_commit_lock(state);
                     self.go_for(state, Purpose::OpenWithBoth, Step::TakeC);
-                } else {
-                    self.go(state, Step::Join);
                 }
             }
             Purpose::OpenWithBoth => {

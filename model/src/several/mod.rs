@@ -209,6 +209,7 @@ pub(crate) enum Stage {
     Locked,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not one state")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Process {
     pub(crate) life: Life,

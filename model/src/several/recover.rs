@@ -93,14 +93,14 @@ impl Actor<'_> {
         let wanted = content(goal.tx, name);
         let found = state.content_at(cell(name));
         let own = self.own_slot(state);
-        if let Some(own) = own.filter(|&own| !self.is_ours(state, own.1)) {
+        if let Some(own) = own.filter(|&own| !is_ours(state, own.1)) {
             let place = state.disk.free_name(QUARANTINE, 0);
             return state.disk.rename(own, place);
         }
         if found == wanted {
             return false;
         }
-        let is_known = [EMPTY, NOTHING].contains(&found) || self.images(state).contains(&found);
+        let is_known = [EMPTY, NOTHING].contains(&found) || images(state).contains(&found);
         let originals = state.log.originals(goal.tx).unwrap_or_default();
         let is_applied = match originals[usize::from(name)] {
             NOTHING => state.log.is_applied(goal.lsn),
@@ -127,21 +127,7 @@ impl Actor<'_> {
     /// A slot of this recovery whose content is nobody's.
     fn own_slot(&self, state: &State) -> Option<(u8, u8)> {
         let slots = self.own_slots(state);
-        slots.into_iter().find(|&slot| !self.is_ours(state, slot)).map(|slot| (STAGE, slot))
-    }
-
-    fn images(&self, state: &State) -> Vec<u8> {
-        let committed = state.log.committed().into_iter();
-        let both = committed.flat_map(|tx| {
-            let originals = state.log.originals(tx).unwrap_or_default();
-            [originals[0], originals[1], content(tx, 0), content(tx, 1)]
-        });
-        both.filter(|image| ![0, NOTHING].contains(image)).collect()
-    }
-
-    fn is_ours(&self, state: &State, slot: u8) -> bool {
-        let found = state.content_at((STAGE, slot));
-        found == EMPTY || self.images(state).contains(&found)
+        slots.into_iter().find(|&slot| !is_ours(state, slot)).map(|slot| (STAGE, slot))
     }
 
     /// Empties one slot of a recovery: whoever ran it, it is over, since it would hold C.
@@ -157,7 +143,7 @@ impl Actor<'_> {
     }
 
     fn clear_recovery(&self, state: &mut State, slot: u8) {
-        if self.is_ours(state, slot) {
+        if is_ours(state, slot) {
             state.disk.unlink((STAGE, slot));
         } else {
             let place = state.disk.free_name(QUARANTINE, 0);
@@ -202,4 +188,20 @@ impl Actor<'_> {
         }
         false
     }
+}
+
+/// The contents that the log's committed transactions tell of.
+fn images(state: &State) -> Vec<u8> {
+    let committed = state.log.committed().into_iter();
+    let both = committed.flat_map(|tx| {
+        let originals = state.log.originals(tx).unwrap_or_default();
+        [originals[0], originals[1], content(tx, 0), content(tx, 1)]
+    });
+    both.filter(|image| ![0, NOTHING].contains(image)).collect()
+}
+
+/// Whether what a slot holds is explained by a record.
+fn is_ours(state: &State, slot: u8) -> bool {
+    let found = state.content_at((STAGE, slot));
+    found == EMPTY || images(state).contains(&found)
 }
