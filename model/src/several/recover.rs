@@ -138,11 +138,11 @@ impl Actor<'_> {
         if state.processes.iter().any(|process| process.threads.iter().any(repairs)) {
             state.say("a slot is cleared under a recovery");
         }
-        self.clear_recovery(state, slot);
+        Self::clear_recovery(state, slot);
         true
     }
 
-    fn clear_recovery(&self, state: &mut State, slot: u8) {
+    fn clear_recovery(state: &mut State, slot: u8) {
         if is_ours(state, slot) {
             state.disk.unlink((STAGE, slot));
         } else {
@@ -175,7 +175,7 @@ impl Actor<'_> {
                 }
                 discard_slot(self.run, state, slot / 2, slot % 2);
             } else {
-                self.clear_recovery(state, slot);
+                Self::clear_recovery(state, slot);
             }
             return true;
         }
