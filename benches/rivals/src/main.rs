@@ -82,7 +82,9 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
         bench.time = if arguments.quick { time / QUICK_PART } else { time };
         (workload.run)(&bench)?;
     }
-    Ok(!bench.report.has_failed())
+    let failures = bench.report.failures();
+    failures.iter().for_each(|failure| eprintln!("atomtree-rivals: {failure}"));
+    Ok(failures.is_empty())
 }
 
 fn effort(arguments: &Arguments) -> Effort {

@@ -162,11 +162,15 @@ impl Report {
         fs::write(path, text).on("write", path)
     }
 
-    /// Whether atomtree failed somewhere, or lost something.
-    pub fn has_failed(&self) -> bool {
+    /// Where atomtree failed, or lost something.
+    pub fn failures(&self) -> Vec<String> {
         let is_failed =
-            |row: &Row| row.who.starts_with("atomtree") && row.samples == 0 && !row.is_out_of_time();
-        self.rows.borrow().iter().any(is_failed)
+            |row: &&Row| row.who.starts_with("atomtree") && row.samples == 0 && !row.is_out_of_time();
+        let text = |row: &Row| {
+            let note = row.note.as_deref().unwrap_or_default();
+            format!("{}: {}: {}: {note}", row.workload, row.case, row.who)
+        };
+        self.rows.borrow().iter().filter(is_failed).map(text).collect()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Interleaved rounds: in each one, everybody once, in an order that rotates, on a file system that has come to rest.
 //!
-//! A round that warms up comes first and is not counted. Whoever is slow drops out when its budget of time is used up; the floor
-//! and atomtree stay in, because ratios are formed within a round. When the time for the case is over, it ends.
+//! A round that warms up comes first and is not counted. Whoever is slow drops out when its budget of time is used up;
+//! the floor and atomtree stay in, because ratios are formed within a round. When the time for the case is over, it
+//! ends.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

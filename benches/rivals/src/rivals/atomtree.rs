@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use atomtree::{Checkpoints, Options, Store};
+use atomtree::{Checkpoints, ErrorKind, Options, Store};
 
 use crate::batch::Batch;
 use crate::failure::{Failure, On};
@@ -65,13 +65,21 @@ impl Writer for Open {
     }
 
     fn count(&self, counter: &str, batch: &Batch) -> Result<(), Failure> {
-        let done = self.store.transact(|tx| {
-            let text = tx.read(counter)?;
-            let number: u64 = String::from_utf8_lossy(&text).parse().unwrap_or_default();
-            tx.write(counter, (number + 1).to_string())?;
-            batch.files().try_for_each(|file| tx.write(file.path, file.content))
-        });
-        done.map(drop).on("commit to", &self.dir)
+        let add = || {
+            self.store.transact(|tx| {
+                let text = tx.read(counter)?;
+                let number: u64 = String::from_utf8_lossy(&text).parse().unwrap_or_default();
+                tx.write(counter, (number + 1).to_string())?;
+                batch.files().try_for_each(|file| tx.write(file.path, file.content))
+            })
+        };
+        // It gives up after some conflicts, and here everybody wants the same file.
+        loop {
+            match add() {
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                done => return done.map(drop).on("commit to", &self.dir),
+            }
+        }
     }
 
     fn tidy(&self) -> Result<(), Failure> {

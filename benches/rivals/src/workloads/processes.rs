@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use atomtree_tests::history::Random;
 
 use crate::batch::Batch;
-use crate::bench::Bench;
+use crate::bench::{Bench, Open};
 use crate::children::{Actor, COUNTER, DIR, MemberAnswer};
 use crate::failure::{Failure, On};
 use crate::report::Row;
-use crate::rivals::{Opening, Rival, Role};
+use crate::rivals::{Opening, Rival, Role, Writer};
 use crate::rounds::{self, Case, Effort, Lane, Sample};
 
 /// As the members commit.
@@ -22,7 +22,7 @@ pub(super) fn run(bench: &Bench) -> Result<(), Failure> {
     let mut loads = Vec::new();
     for counts in [false, true] {
         for processes in bench.either(&[1, 2][..], &[1, 2, 4, 8][..]).iter().copied() {
-            for threads in [1, 4] {
+            for threads in bench.either(&[4][..], &[1, 4][..]).iter().copied() {
                 loads.push(Load::new(processes, threads, counts, bench.either(200, 1000)));
             }
         }
@@ -62,7 +62,7 @@ fn measure(
                 lanes.push(Lane {
                     who: rival.name().to_owned(),
                     role: rival.role(),
-                    state: Shared { rival, root },
+                    state: Shared { rival, root, floor: None },
                 });
             }
             Err(failure @ Failure::Unsupported(_)) => absent.push(Row::absent(title, rival.name(), &failure)),
@@ -83,6 +83,8 @@ fn measure(
 struct Shared {
     rival: &'static dyn Rival,
     root: PathBuf,
+    /// Open, if this is the floor: its file is not made while the device's counters are watched.
+    floor: Option<Open>,
 }
 
 struct Load {
@@ -105,6 +107,7 @@ impl Case<Shared> for Load {
     fn prepare(&self, shared: &mut Shared, _: &Batch) -> Result<(), Failure> {
         std::fs::create_dir_all(&shared.root).on("make", &shared.root)?;
         if shared.rival.role() == Role::Floor {
+            shared.floor = Some(shared.rival.open(&shared.root, Opening::QUIET)?);
             return Ok(());
         }
         let writer = shared.rival.open(&shared.root, Opening::SHARED)?;
@@ -115,8 +118,8 @@ impl Case<Shared> for Load {
     }
 
     fn measure(&self, shared: &mut Shared, batch: &Batch) -> Result<Sample, Failure> {
-        if shared.rival.role() == Role::Floor {
-            return self.floor(shared, batch);
+        if let Some(floor) = &shared.floor {
+            return self.floor(&**floor, batch);
         }
         let mut members = Vec::new();
         for number in 0..self.processes {
@@ -148,6 +151,7 @@ impl Case<Shared> for Load {
     }
 
     fn clear(&self, shared: &mut Shared) -> Result<(), Failure> {
+        shared.floor = None;
         std::fs::remove_dir_all(&shared.root).on("remove", &shared.root)
     }
 }
@@ -172,8 +176,7 @@ impl Load {
     }
 
     /// One serial committer, for as long.
-    fn floor(&self, shared: &Shared, batch: &Batch) -> Result<Sample, Failure> {
-        let writer = shared.rival.open(&shared.root, Opening::QUIET)?;
+    fn floor(&self, writer: &dyn Writer, batch: &Batch) -> Result<Sample, Failure> {
         let (start, mut commits) = (Instant::now(), 0);
         while start.elapsed() < Duration::from_millis(self.milliseconds) {
             writer.put(batch)?;

@@ -46,7 +46,7 @@ pub(super) fn run(bench: &Bench) -> Result<(), Failure> {
         Lane { who: "atomtree_wal::scan".to_owned(), role: Role::Ours, state: Reader::Log(log_dir) },
     ];
     let effort = Effort { rounds: bench.effort.rounds.min(11), ..bench.effort };
-    let mut scan = Scan { end: log.next_lsn() };
+    let mut scan = Scan { end: log.synced_lsn() };
     let rows = rounds::run(bench, title, effort, bench.allowance(1).next_case(), &mut lanes, &mut scan)?;
     bench.report.add(rows)?;
     drop((lanes, log));
