@@ -18,7 +18,7 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// What the volume has to hold.
-const VOLUME_BYTES: u64 = 8 << 30;
+const VOLUME_BYTES: u64 = 12 << 30;
 const QUICK_VOLUME_BYTES: u64 = 2 << 30;
 /// Of the time of an ordinary run, which is half an hour.
 const QUICK_PART: u32 = 20;
