@@ -3,9 +3,11 @@
 pub mod call_sites;
 pub mod chosen;
 pub mod crash;
+pub mod device;
 pub mod failing;
 pub mod fault_matrix;
 pub mod filler;
+pub mod floor;
 pub mod foreign;
 pub mod foreign_dirs;
 pub mod history;
