@@ -8,6 +8,7 @@ pub mod fault_matrix;
 pub mod filler;
 pub mod foreign;
 pub mod foreign_dirs;
+pub mod hand_over;
 pub mod history;
 pub mod interrupted;
 pub mod signals;
