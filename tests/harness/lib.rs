@@ -10,6 +10,7 @@ pub mod foreign;
 pub mod foreign_dirs;
 pub mod history;
 pub mod interrupted;
+pub mod serializability;
 pub mod signals;
 pub mod versions;
 pub mod volume;
