@@ -57,11 +57,11 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
         log_segments: usize,
         log_segments_free: usize,
         log_bytes: u64,
+        quarantined: u64,
+        file_system: &'a str,
         image_bytes: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
         checkpoint_time: Option<String>,
-        quarantined: u64,
-        file_system: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         holder: Option<Process<'a>>,
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -91,10 +91,10 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
             log_segments: found.log_segments,
             log_segments_free: found.log_segments_free,
             log_bytes: found.log_bytes,
-            image_bytes: found.image_bytes,
-            checkpoint_time: found.checkpoint_ns.map(utc),
             quarantined: found.quarantined,
             file_system: &found.file_system,
+            image_bytes: found.image_bytes,
+            checkpoint_time: found.checkpoint_ns.map(utc),
             holder,
             members: &members,
             committing: found.committing.as_ref().map(Process::new),

@@ -203,10 +203,16 @@ impl Engine {
         };
         match (seen, found) {
             (None, None) => Ok(None),
-            (None, Some(_)) => {
-                conflict("nothing stood there when the transaction looked, and something does now")
+            (None, Some(found)) => {
+                let found = describe(found.kind, found.size);
+                conflict(&format!("nothing stood there when the transaction looked, and {found} does now"))
             }
-            (Some(_), None) => conflict("it was removed or renamed since the transaction looked"),
+            (Some(seen), None) => {
+                let seen = describe(seen.kind, seen.size);
+                conflict(&format!(
+                    "it was removed or renamed since the transaction looked, when {seen} stood there"
+                ))
+            }
             (Some(seen), Some(found)) => self.check_image(&above, path, seen, &found),
         }
     }
@@ -252,16 +258,27 @@ impl Engine {
             None => seen.has_times_of(found),
         };
         if fresh.kind != seen.kind || !same_content {
-            return Err(Error::conflict(
-                path.as_path(),
-                "its content was changed since the transaction looked",
-            ));
+            let (seen, found) = (describe(seen.kind, seen.size), describe(fresh.kind, fresh.size));
+            let reason = format!(
+                "its content was changed since the transaction looked, when {seen} stood there; {found} does now"
+            );
+            return Err(Error::conflict(path.as_path(), reason));
         }
         if fresh.attributes != seen.attributes {
             let reason = "its mode, owner or extended attributes were changed since the transaction looked";
             return Err(Error::conflict(path.as_path(), reason));
         }
         Ok(Some(fresh))
+    }
+}
+
+/// What stands at a name, for people.
+fn describe(kind: Kind, size: u64) -> String {
+    match kind {
+        Kind::File => format!("a file of {size} bytes"),
+        Kind::Dir => "a directory".into(),
+        Kind::Symlink => "a symlink".into(),
+        Kind::Other => "a special file".into(),
     }
 }
 

@@ -43,7 +43,8 @@ pub(crate) struct Unsettled {
 /// How a checkpoint ended that did not fail.
 enum Progress {
     Settled,
-    /// There was no space for the manifest, and nothing was given up: it can be tried again.
+    /// There was no space for the manifest, or somebody held a lock for too long, and nothing was given up: it can be tried
+    /// again.
     PutOff(Error),
 }
 
@@ -178,11 +179,6 @@ impl Engine {
                 self.wake.notify_all();
                 Err(error)
             }
-            // Nothing of it was done.
-            Err(error @ Error::Locked { .. }) => {
-                unsettled.since.get_or_insert_with(now);
-                Err(error)
-            }
             Err(error) => {
                 drop(unsettled);
                 let reason = format!("a checkpoint failed: {error}");
@@ -202,14 +198,18 @@ impl Engine {
     ) -> Result<Progress, Error> {
         let (transactions, uncleared, sync_root) = {
             let mut lock = None;
-            let commits = self.held_or_locked(turn, &mut held, &mut lock)?;
+            let commits = match self.held_or_locked(turn, &mut held, &mut lock) {
+                Ok(commits) => commits,
+                Err(error) => return Ok(Progress::PutOff(error)),
+            };
             // What is noted from now on is for the next one.
             let mut unsettled = self.unsettled.lock();
             (unsettled.since, unsettled.is_urgent) = (None, false);
             drop(unsettled);
             if commits.has_older_than_itself() {
                 // A failure to write it may have been told to others only: then nothing but a recovery tells.
-                return self.take_over(turn, commits).map(|()| Progress::Settled);
+                let settled = self.take_over(turn, commits);
+                return Ok(settled.map_or_else(Progress::PutOff, |()| Progress::Settled));
             }
             (commits.unsettled.clone(), commits.uncleared.clone(), commits.sync_root.clone())
         };
@@ -228,8 +228,10 @@ impl Engine {
         self.clear_again(&uncleared)?;
         let recorded = {
             let mut lock = None;
-            let commits = self.held_or_locked(turn, &mut held, &mut lock)?;
-            self.record(commits, &transactions)?
+            match self.held_or_locked(turn, &mut held, &mut lock) {
+                Ok(commits) => self.record(commits, &transactions)?,
+                Err(error) => return Ok(Progress::PutOff(error)),
+            }
         };
         let watermark = match recorded {
             Ok(watermark) => watermark,
@@ -238,7 +240,11 @@ impl Engine {
         self.discard_originals(&transactions)?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         let mut lock = None;
-        let commits = self.held_or_locked(turn, &mut held, &mut lock)?;
+        let commits = match self.held_or_locked(turn, &mut held, &mut lock) {
+            Ok(commits) => commits,
+            // They are retired after the next one.
+            Err(_) => return Ok(Progress::Settled),
+        };
         commits.log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)?;
         if commits.unsettled.is_empty() {
             self.sweep_dead(uncleared.iter().chain(&transactions))?;
@@ -387,8 +393,17 @@ impl Engine {
             }
             self.clear_again(&commits.uncleared)?;
             commits.uncleared.clear();
-            if self.locks.is_alone()? {
-                close_settled_log(&mut commits)?;
+            let closed = match self.locks.is_alone() {
+                Ok(true) => close_settled_log(&mut commits),
+                Ok(false) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = closed {
+                // The store stays open, and others may have it too, as before.
+                if !self.options.exclusive {
+                    self.locks.join()?;
+                }
+                return Err(error);
             }
             // What can't be removed is swept by others.
             let _ = self.stage().remove(&self.places);

@@ -15,6 +15,7 @@ use atomtree_recovery::apply::{Applier, Displaced, Parents};
 use atomtree_recovery::log_records::{append_applied, with_records};
 use atomtree_recovery::plan::{Applied, Begin, Change, Plan, TransactionId, count_names};
 use atomtree_recovery::tree_path::TreePath;
+use atomtree_wal::sync::try_lock;
 use atomtree_wal::{self as wal, Announcement, Log, Lsn, NotLed};
 
 use crate::error::{Error, ErrorKind, OnPath, kind_of_log_error};
@@ -121,7 +122,12 @@ impl Engine {
 
     pub(crate) fn plan_and_stage(&self, transaction: &mut Transaction) -> Result<Prepared, Error> {
         trace::span!("atomtree.stage");
-        self.prepare(transaction)
+        let begun = transaction.begun;
+        self.prepare(transaction).map_err(|error| match try_lock(&self.commits) {
+            Some(commits) => self.with_culprit(error, &commits, begun),
+            // Not worth waiting for.
+            None => error,
+        })
     }
 
     /// Waits until a leader, perhaps this thread, has logged and applied a parcel. Returns one outcome for each.
@@ -152,7 +158,10 @@ impl Engine {
             Ok(()) => Ok(receipt),
             // Any other error would claim that nothing was changed.
             Err(error) => {
-                self.poison(&format!("transaction {} could not be settled: {error}", receipt.tx));
+                // Somebody who is in the way for long is no failure: the transaction is durable, and is settled later.
+                if error.kind() != ErrorKind::Locked {
+                    self.poison(&format!("transaction {} could not be settled: {error}", receipt.tx));
+                }
                 Err(Error::CommittedNotApplied {
                     tx: receipt.tx,
                     path: PathBuf::from("."),
@@ -292,7 +301,9 @@ impl Engine {
                 None => return Err(Outcome::Unsettled(Box::new(prepared))),
             }
         }
-        self.check(parents, &mut prepared).map_err(failed)?;
+        let begun = prepared.begun;
+        self.check(parents, &mut prepared)
+            .map_err(|error| failed(self.with_culprit(error, commits, begun)))?;
         if prepared.planned.is_empty() {
             return Ok(None);
         }

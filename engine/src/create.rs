@@ -13,7 +13,7 @@ use atomtree_vfs::{Access, Dir, File, Lock};
 use atomtree_wal::Log;
 
 use crate::error::{Error, ErrorKind, OnPath};
-use crate::lock::{CHECKPOINT_FILE, LOCK_FILE, MEMBERS_FILE, TURN_FILE};
+use crate::lock::{CHECKPOINT_FILE, LOCK_FILE, MEMBERS_FILE, RETRY_FILE, TURN_FILE};
 use crate::options::Options;
 
 /// Builds a store under another name and renames it into place.
@@ -61,7 +61,7 @@ pub(crate) fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error
     Log::create(places.wal.clone(), id, options.log).map_err(atomtree_recovery::Error::Log)?;
     let ballast = Ballast::open(&*dir, options.ballast_bytes).doing("create", ".atomtree.new/ballast")?;
     ballast.fill().doing("allocate", ".atomtree.new/ballast")?;
-    for name in [MEMBERS_FILE, TURN_FILE, CHECKPOINT_FILE] {
+    for name in [MEMBERS_FILE, TURN_FILE, CHECKPOINT_FILE, RETRY_FILE] {
         dir.create_file(OsStr::new(name), 0o600).doing("create", &format!("{STORE_DIR_NEW}/{name}"))?;
     }
     let ignore =
@@ -132,7 +132,7 @@ fn clear_unfinished(dir: &dyn Dir) -> Result<(), Error> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", Path::new(name)),
         _ => Ok(()),
     };
-    for name in [MEMBERS_FILE, TURN_FILE, CHECKPOINT_FILE, ".gitignore", "store", "ballast"] {
+    for name in [MEMBERS_FILE, TURN_FILE, CHECKPOINT_FILE, RETRY_FILE, ".gitignore", "store", "ballast"] {
         remove(dir, OsStr::new(name))?;
     }
     if let Ok(wal) = dir.open_dir(Path::new("wal")) {

@@ -116,6 +116,8 @@ pub enum Error {
         path: PathBuf,
         /// What was seen and what is there.
         reason: String,
+        /// The transaction that has changed it, if one has and is still known.
+        by: Option<TransactionId>,
         /// The transaction, if it was being committed; see [`Error::into_transaction`].
         transaction: Option<Box<Transaction>>,
     },
@@ -250,8 +252,8 @@ impl Error {
     /// same number, or else the same text.
     pub(crate) fn again(&self) -> Self {
         match self {
-            Self::Conflict { path, reason, .. } => {
-                Self::Conflict { path: path.clone(), reason: reason.clone(), transaction: None }
+            Self::Conflict { path, reason, by, .. } => {
+                Self::Conflict { path: path.clone(), reason: reason.clone(), by: *by, transaction: None }
             }
             Self::Locked { holder } => Self::Locked { holder: holder.clone() },
             Self::InvalidPath { path, source } => Self::InvalidPath { path: path.clone(), source: *source },
@@ -288,7 +290,7 @@ impl Error {
     pub(crate) fn conflict(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         let (path, reason) = (path.as_ref().to_owned(), reason.into());
         trace::event!(DEBUG, "conflict", path = path.display().to_string(), reason = reason.as_str());
-        Self::Conflict { path, reason, transaction: None }
+        Self::Conflict { path, reason, by: None, transaction: None }
     }
 
     pub(crate) fn invalid(kind: ErrorKind, reason: impl Into<String>) -> Self {
@@ -372,7 +374,7 @@ mod tests {
         let source = || io::Error::from_raw_os_error(28);
         let source_path = PathError::Empty;
         let errors = [
-            Error::Conflict { path: path.clone(), reason: "r".into(), transaction: None },
+            Error::Conflict { path: path.clone(), reason: "r".into(), by: None, transaction: None },
             Error::Locked { holder: "process 7".into() },
             Error::InvalidPath { path: path.clone(), source: source_path },
             Error::refused(ErrorKind::MountPoint, &path, "r"),

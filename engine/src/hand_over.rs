@@ -38,6 +38,8 @@ pub(crate) struct CommitState {
     pub(crate) uncleared: Vec<Arc<Committed<'static>>>,
     /// Whether every commit in the log has been applied: between a round's appends and its apply none may be settled.
     pub(crate) is_all_applied: bool,
+    /// Whether somebody died, or failed, in a commit, as of when the whole log was read.
+    pub(crate) is_unfinished: bool,
     /// What the file system is synced through. It learns of every failure to write back since it was opened.
     pub(crate) sync_root: Arc<dyn Dir>,
     /// Where the log ended then: what is older may have failed without this process learning of it.
@@ -53,8 +55,8 @@ pub(crate) enum Found {
 }
 
 impl CommitState {
-    /// What has been read of a whole log.
-    pub(crate) fn new(log: Log, analysis: &Analysis<'_>, sync_root: Arc<dyn Dir>) -> Self {
+    /// What has been read of a whole log, which `is_torn` at its end or not.
+    pub(crate) fn new(log: Log, analysis: &Analysis<'_>, is_torn: bool, sync_root: Arc<dyn Dir>) -> Self {
         let joined = log.next_lsn().previous();
         let unfinished = Self {
             log,
@@ -65,6 +67,7 @@ impl CommitState {
             unsettled_barriers: 0,
             uncleared: Vec::new(),
             is_all_applied: true,
+            is_unfinished: is_torn || analysis.is_unfinished(),
             sync_root,
             joined,
         };
@@ -78,7 +81,7 @@ impl CommitState {
     /// What a recovery leaves: everything is settled, and its originals are gone.
     pub(crate) fn settle_all(&mut self, next_tx: TransactionId) {
         let settled = self.log.next_lsn().previous();
-        (self.next_tx, self.is_all_applied) = (next_tx, true);
+        (self.next_tx, self.is_all_applied, self.is_unfinished) = (next_tx, true, false);
         (self.settled, self.applied) = (settled, settled);
         (self.unsettled, self.uncleared, self.unsettled_barriers) = Default::default();
     }
@@ -223,7 +226,8 @@ impl Engine {
         if let Mark::Recovered { id } = mark
             && *self.recovered.lock() != Some(id)
         {
-            let found = self.read_anew(&mut commits)?;
+            let sync_root = self.places.root.open_dir("".as_ref()).doing("open", "the root")?;
+            let found = self.read_anew(&mut commits, sync_root)?;
             *self.recovered.lock() = Some(id);
             self.forget_poison();
             return Ok((commits, found));
@@ -235,6 +239,10 @@ impl Engine {
 
     /// Reads what others have added to the log since this process read it last.
     fn read_on(&self, commits: &mut CommitState) -> Result<Found, Error> {
+        if commits.is_unfinished {
+            // Somebody else may have finished it meanwhile.
+            return self.read_again(commits);
+        }
         let vfs = &self.places.vfs;
         let log = atomtree_recovery::Error::Log;
         let scan = match commits.log.news(vfs.now(), vfs.timestamp_granularity_ns()) {
@@ -262,29 +270,33 @@ impl Engine {
     /// Reads a log anew that ends before what this process knows of it. What was never synced may be gone, when it could not
     /// be written back; what was synced may not.
     fn read_back(&self, commits: &mut CommitState, error: wal::Error) -> Result<Found, Error> {
-        let (synced, sync_root, joined) =
-            (commits.log.synced_lsn(), commits.sync_root.clone(), commits.joined);
-        let found = self.read_anew(commits)?;
+        let synced = commits.log.synced_lsn();
+        let found = self.read_again(commits)?;
         if commits.log.next_lsn() <= synced {
             self.poison_here(&error.to_string());
             return Err(atomtree_recovery::Error::Log(error).into());
         }
-        (commits.sync_root, commits.joined) = (sync_root, joined);
         Ok(found)
     }
 
-    /// Reads the whole log, through descriptors that know of no failure.
-    fn read_anew(&self, commits: &mut CommitState) -> Result<Found, Error> {
+    /// Reads the whole log again. What this process may not have heard of is the same as before.
+    fn read_again(&self, commits: &mut CommitState) -> Result<Found, Error> {
+        let (sync_root, joined) = (commits.sync_root.clone(), commits.joined);
+        let found = self.read_anew(commits, sync_root)?;
+        commits.joined = joined;
+        Ok(found)
+    }
+
+    /// Reads the whole log, which is to be synced through this descriptor from now on.
+    fn read_anew(&self, commits: &mut CommitState, sync_root: Arc<dyn Dir>) -> Result<Found, Error> {
         let (store, _) = StoreFile::read(&*self.places.store)?;
         let (mut log, scan) = Log::join(self.places.wal.clone(), store.id, self.options.log)
             .map_err(atomtree_recovery::Error::Log)?;
         log.rewrite_tail(&scan).map_err(atomtree_recovery::Error::Log)?;
         let analysis = analyze::analyze(&scan)?;
-        let sync_root = self.places.root.open_dir("".as_ref()).doing("open", "the root")?;
-        *commits = CommitState::new(log, &analysis, sync_root);
+        *commits = CommitState::new(log, &analysis, scan.tail().is_torn(), sync_root);
         self.note_unsettled(commits);
-        let is_unfinished = scan.tail().is_torn() || analysis.is_unfinished();
-        Ok(if is_unfinished { Found::Unfinished } else { Found::Known })
+        Ok(if commits.is_unfinished { Found::Unfinished } else { Found::Known })
     }
 
     /// Recovers the store while others have it open: neither a commit nor a checkpoint is under way, and what they have
@@ -325,7 +337,7 @@ impl Engine {
         self.locks.take_commit(&self.places, deadline)?;
         let mut commits = CommitLock { engine: self, state };
         let is_poisoned = matches!(self.locks.mark()?, Mark::Poisoned { .. });
-        if let Found::Known = self.read_anew(&mut commits)?
+        if let Found::Known = self.read_again(&mut commits)?
             && !is_poisoned
         {
             return Ok(());

@@ -24,6 +24,9 @@
 //! otherwise it is a conflict, and nothing changed. Edits by programs that don't use atomtree are never silently
 //! destroyed. Replaced files keep their mode, owner, ACLs and extended attributes.
 //!
+//! Any number of processes may have the store open at once. Killing one never blocks or corrupts the others; one that is
+//! stopped in a commit is waited for, for [`Options::lock_timeout`], and then named ([`ErrorKind::Locked`]).
+//!
 //! # What a transaction can do
 //!
 //! Write, append to, patch, rename and remove files; make, move and remove directories; make symlinks; set modes. It
@@ -46,7 +49,7 @@
 //!
 //! # Not promised
 //!
-//! One process has a store open at a time; a second one gets [`ErrorKind::Locked`]. An edit by another program that
+//! An edit by another program that
 //! lands before the checkpoint and whose bytes equal one of the log's images, or that leaves nothing, zeros or a prefix
 //! of one, is taken for ours. An edit that was never synced may be torn by a power cut. A write through a descriptor
 //! that was opened before the file was replaced goes to the old file; it is kept if it lands before the old file is
@@ -67,6 +70,7 @@ mod checkpointer;
 mod commit;
 mod content;
 mod create;
+mod culprit;
 mod error;
 mod hand_over;
 mod inspect;

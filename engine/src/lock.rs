@@ -2,7 +2,8 @@
 //! kernel when its holder dies.
 //!
 //! `lock` is the commit lock: who holds it checks, appends, syncs and applies. It is queued for in `turn`. `checkpoint` is
-//! held while a checkpoint is made; it is taken before `lock`, and who holds `lock` may only try it. Every process that has
+//! held while a checkpoint is made; it is taken before `lock`, and who holds `lock` may only try it. `retry` is no more than
+//! good manners of those whose transactions meet, and is taken before all others. Every process that has
 //! the store open shares `members`; alone on it is who recovers with nobody else there, closes the log, or asked to be.
 
 mod note;
@@ -32,6 +33,8 @@ pub(crate) const LOCK_FILE: &str = "lock";
 pub(crate) const TURN_FILE: &str = "turn";
 /// Held while a checkpoint is made.
 pub(crate) const CHECKPOINT_FILE: &str = "checkpoint";
+/// Where those queue whose transactions meet one another again and again.
+pub(crate) const RETRY_FILE: &str = "retry";
 /// The file that every process with the store open shares.
 pub(crate) const MEMBERS_FILE: &str = "members";
 
@@ -42,10 +45,12 @@ const MEMBERS_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) struct Locks {
     commit: Waited,
     checkpoint: Waited,
+    retry: Waited,
     members: Arc<dyn File>,
     /// The commit lock's file, which also says who took it last and whether the store is poisoned.
     file: Arc<dyn File>,
     inode: u64,
+    store_inode: u64,
     me: Member,
     /// The lock file in this process's own part of `stage/`, where others read whether it waits.
     own: OnceLock<Arc<dyn File>>,
@@ -78,8 +83,10 @@ impl Locks {
         Ok(Self {
             commit: Waited::new(file.clone(), Some(open(TURN_FILE)?)),
             checkpoint: Waited::new(open(CHECKPOINT_FILE)?, None),
+            retry: Waited::new(open(RETRY_FILE)?, None),
             members: open(MEMBERS_FILE)?,
             inode: file.metadata().doing("look at", ".atomtree/lock")?.inode,
+            store_inode: places.store.own_metadata().doing("look at", STORE_DIR)?.inode,
             file,
             me: Member { process, since: places.vfs.now(), waiting_since: None },
             own: OnceLock::new(),
@@ -122,19 +129,24 @@ impl Locks {
     /// # Errors
     /// `locked` at the deadline, naming the holder.
     pub(crate) fn take_commit(&self, places: &Places, deadline: Instant) -> Result<(), Error> {
+        self.take_commit_quietly(places, deadline)?;
+        self.note_commit(&*places.vfs);
+        Ok(())
+    }
+
+    /// As [`Locks::take_commit`], writing nothing.
+    pub(crate) fn take_commit_quietly(&self, places: &Places, deadline: Instant) -> Result<(), Error> {
         let begun = now();
         if !self.wait_for_commit(&*places.vfs, deadline).doing("lock", ".atomtree/lock")? {
             let holder = Member::read(&*self.file).map(|note| (note, "the commit lock"));
             return Err(locked(&*places.vfs, holder, begun));
         }
-        let checked = self.check_in_place(places);
-        if checked.is_err() {
-            self.give_up_commit();
-        } else {
-            // Only a hint, for those who wait and for `status`; the lock itself is the kernel's.
-            let _ = Member { since: places.vfs.now(), ..self.me.clone() }.write(&*self.file);
-        }
-        checked
+        self.check_in_place(places).inspect_err(|_| self.give_up_commit())
+    }
+
+    /// Says who holds the commit lock: only a hint, for those who wait and for `status`; the lock itself is the kernel's.
+    pub(crate) fn note_commit(&self, vfs: &dyn Vfs) {
+        let _ = Member { since: vfs.now(), ..self.me.clone() }.write(&*self.file);
     }
 
     /// Gives the commit lock up.
@@ -146,7 +158,7 @@ impl Locks {
     /// another file.
     fn check_in_place(&self, places: &Places) -> Result<(), Error> {
         let is_in_place = || -> io::Result<bool> {
-            Ok(places.root.metadata(OsStr::new(STORE_DIR))?.inode == places.store.own_metadata()?.inode
+            Ok(places.root.metadata(OsStr::new(STORE_DIR))?.inode == self.store_inode
                 && places.store.metadata(OsStr::new(LOCK_FILE))?.inode == self.inode)
         };
         match is_in_place() {
@@ -188,6 +200,16 @@ impl Locks {
         self.checkpoint.give_up();
     }
 
+    /// Takes the place of who repeats a transaction. Whether it is had is only a matter of speed.
+    pub(crate) fn take_retry(&self, deadline: Instant) -> bool {
+        self.retry.take(deadline).unwrap_or(false)
+    }
+
+    /// Gives it up.
+    pub(crate) fn give_up_retry(&self) {
+        self.retry.give_up();
+    }
+
     /// Whether no other process has the store open. Under the commit lock, which each takes before it joins or leaves;
     /// otherwise this process is no member any more.
     pub(crate) fn is_alone(&self) -> Result<bool, Error> {
@@ -214,8 +236,8 @@ impl Locks {
             return Ok(());
         }
         let members = members(&*places.vfs, &*places.stage).unwrap_or_default();
-        let other = members.into_iter().find(|member| member.process != self.me.process);
-        Err(locked(&*places.vfs, other.map(|note| (note, "the store open")), begun))
+        let first = members.into_iter().next();
+        Err(locked(&*places.vfs, first.map(|note| (note, "the store open")), begun))
     }
 
     /// What the lock file says of failures: under the commit lock, except for a first look.

@@ -50,7 +50,7 @@ impl Engine {
         let locks = Locks::open(&places)?;
         let (begun, deadline) = (now(), options.deadline());
         let (taken, is_alone) = loop {
-            locks.take_commit(&places, deadline)?;
+            locks.take_commit_quietly(&places, deadline)?;
             let taken = Taken(&locks);
             if locks.is_alone()? {
                 break (taken, true);
@@ -78,6 +78,8 @@ impl Engine {
         if !is_closed && !is_original && !options.adopt && analysis.unsettled().next().is_some() {
             return Err(atomtree_recovery::Error::NotAdopted.into());
         }
+        // Whoever is refused has changed nothing.
+        locks.note_commit(&*places.vfs);
         let stage = Stage::create(&places, &locks.me().to_text())?;
         locks.note_waiting_in(stage.lock_file().clone());
         let is_bound = stage.dir().flags().doing("read the flags of", ".atomtree/stage")?.binds_inodes;
@@ -98,15 +100,15 @@ impl Engine {
             // Unless it holds something, which the next recovery looks at.
             let _ = stage.remove(&places);
         })?;
-        let mut commits = CommitState::new(log, &analysis, places.root.clone());
+        let is_torn = scan.tail().is_torn();
+        let mut commits = CommitState::new(log, &analysis, is_torn, places.root.clone());
         let mut report = Report::default();
         if let Some((done, next_tx)) = settled {
             note_report(&done);
             commits.settle_all(next_tx);
             report = done;
         }
-        let is_unfinished = !is_alone
-            && (scan.tail().is_torn() || analysis.is_unfinished() || matches!(mark, Mark::Poisoned { .. }));
+        let has_to_recover = !is_alone && (commits.is_unfinished || matches!(mark, Mark::Poisoned { .. }));
         drop(analysis);
         drop(scan);
         let mut recovered = None;
@@ -138,6 +140,7 @@ impl Engine {
             group: GroupCommit::new(),
             submits: Submits::default(),
             checkpoint_turn: Turn::default(),
+            retry_turn: Turn::default(),
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),
             health: Mutex::new(Health::Open),
@@ -149,7 +152,7 @@ impl Engine {
             take_overs: Mutex::default(),
             warnings,
         };
-        if is_unfinished {
+        if has_to_recover {
             engine.recover_for_all()?;
             let take_over = engine.take_overs.lock().pop();
             engine.report = take_over.unwrap_or_default();

@@ -14,7 +14,7 @@ use atomtree_recovery::apply::{Parent, is_no_directory};
 use atomtree_recovery::image::{Attributes, Bytes, Content, Image};
 use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_vfs::{File, Kind};
+use atomtree_vfs::{File, Kind, Timestamp};
 
 use crate::content::{NewContent, NewFile, NewSymlink, StagedSlot};
 use crate::error::{Error, ErrorKind, OnPath};
@@ -33,6 +33,8 @@ pub(crate) struct Prepared {
     pub(crate) agent: Option<String>,
     pub(crate) planned: Vec<Planned>,
     pub(crate) reads: Vec<Read>,
+    /// When it began.
+    pub(crate) begun: Timestamp,
     /// The slots that new contents wait in.
     staged: Vec<Staged>,
     /// Where its commit point is to be noted, if it was submitted.
@@ -173,8 +175,9 @@ impl<'a> Plan<'a> {
         };
         let moved = transaction.view.moved_from();
         let reads = transaction.view.kept_reads.clone();
+        let begun = transaction.begun;
         let prepared =
-            Prepared { label, agent, planned: Vec::new(), reads, staged: Vec::new(), ticket: None };
+            Prepared { label, agent, planned: Vec::new(), reads, begun, staged: Vec::new(), ticket: None };
         Self { engine, view: &mut transaction.view, moved, permitted: HashSet::new(), staging, prepared }
     }
 

@@ -13,7 +13,7 @@ use atomtree_recovery::stage::Stage;
 use atomtree_recovery::tree_path::STORE_DIR;
 use atomtree_vfs::{Dir, Vfs};
 use atomtree_wal::GroupCommit;
-use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn};
+use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn, TurnGuard, now};
 
 use crate::checkpointer::{self, Unsettled};
 use crate::commit::Outcome;
@@ -27,8 +27,12 @@ use crate::submit::Submits;
 use crate::trace;
 use crate::transaction::Transaction;
 
-/// How often [`Store::transact`] repeats its closure after a conflict.
+/// How often [`Store::transact`] runs its closure at most.
 const TRANSACT_ATTEMPTS: u32 = 16;
+/// After how many conflicts it queues with others.
+const QUEUE_AFTER: u32 = 2;
+/// How long it does so at most: whoever is in front may have been stopped.
+const QUEUE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// The store of one tree. Cheap to clone; clones share it, and the last one that is dropped closes it.
 ///
@@ -63,6 +67,8 @@ pub(crate) struct Engine {
     pub(crate) submits: Submits,
     /// This process's part of the right to make a checkpoint, or a segment. Taken before `commits`, never after.
     pub(crate) checkpoint_turn: Turn,
+    /// This process's part of the place of who repeats a transaction.
+    pub(crate) retry_turn: Turn,
     /// Taken after `commits`, for moments only.
     pub(crate) unsettled: Mutex<Unsettled>,
     /// Wakes the checkpointer; goes with `unsettled`.
@@ -192,24 +198,31 @@ impl Store {
     /// Runs `change` in a transaction and commits it; on a conflict runs it again, up to sixteen times, with growing
     /// pauses. It may therefore run several times, and should do nothing but read and change the transaction.
     ///
+    /// Those that have met a conflict twice, in whichever process, go on one after another, so that many who change the
+    /// same files get through in turn.
+    ///
     /// # Errors
     /// What `change` returns, or `commit`; `conflict` if it was one each time.
     pub fn transact<T>(
         &self,
         mut change: impl FnMut(&mut Transaction) -> Result<T, Error>,
     ) -> Result<(T, crate::Receipt), Error> {
-        let mut attempt = 0;
-        loop {
+        let engine = &self.shared.engine;
+        let mut place = None;
+        for attempt in 1.. {
             let mut transaction = self.begin()?;
             let result = change(&mut transaction).and_then(|value| Ok((value, transaction.commit()?)));
             match result {
-                Err(error) if error.kind() == ErrorKind::Conflict && attempt < TRANSACT_ATTEMPTS - 1 => {
-                    self.pause(attempt);
-                    attempt += 1;
-                }
+                Err(error) if error.kind() == ErrorKind::Conflict && attempt < TRANSACT_ATTEMPTS => {}
                 result => return result,
             }
+            if attempt >= QUEUE_AFTER && place.is_none() {
+                place = Some(RetryPlace::take(engine));
+            } else {
+                self.pause(attempt);
+            }
         }
+        unreachable!("attempts are bounded")
     }
 
     /// Waits a random while, up to twice as long each time, at most about 100 ms.
@@ -237,6 +250,30 @@ impl Store {
     /// As for [`Store::checkpoint`]. `invalid_input` in a ticket's waker, which runs on the thread to be waited for.
     pub fn close(self) -> Result<(), Error> {
         self.shared.close()
+    }
+}
+
+/// The place of who repeats a transaction, until it is dropped.
+struct RetryPlace<'a> {
+    engine: &'a Engine,
+    is_taken: bool,
+    _turn: TurnGuard<'a>,
+}
+
+impl<'a> RetryPlace<'a> {
+    /// Waits for it, though not for ever.
+    fn take(engine: &'a Engine) -> Self {
+        let turn = engine.retry_turn.lock();
+        let is_taken = engine.locks.take_retry(now() + QUEUE_TIME_MAX.min(engine.options.lock_timeout));
+        Self { engine, is_taken, _turn: turn }
+    }
+}
+
+impl Drop for RetryPlace<'_> {
+    fn drop(&mut self) {
+        if self.is_taken {
+            self.engine.locks.give_up_retry();
+        }
     }
 }
 

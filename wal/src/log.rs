@@ -5,7 +5,7 @@
 //! everything before was. After a failed append or a torn end the log goes on in the next segment, so that what was
 //! voided can never be taken for a continuation. After a failed sync it does not go on at all.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, IoSlice};
 use std::num::NonZeroU8;
 use std::ops::Range;
@@ -179,28 +179,53 @@ impl Log {
     /// # Errors
     /// [`Error::SetBack`] if what this process knows of the log is not there any more, and as for [`crate::scan`].
     pub fn news(&mut self, now: Timestamp, granularity_ns: i64) -> Result<Option<Scan>, Error> {
+        if self.is_poisoned() {
+            // Whatever is there, this process does not go on behind it.
+            return Ok(None);
+        }
         let modified = self.dir.own_metadata().on_directory("look at")?.modified;
-        let are_names_known = self.unfinished.is_empty() && self.names_at == Some(modified);
+        let are_names_known = match self.names_at {
+            Some(known) if known == modified => true,
+            _ => self.has_known_names()?,
+        };
+        // A name that comes within the same tick as this look leaves the directory's time as it is.
+        self.names_at = Some(modified).filter(|_| are_names_known && modified.plus_ns(granularity_ns) < now);
         if are_names_known && self.is_unchanged()? {
             return Ok(None);
         }
-        let segments = self.sealed.iter().map(|(segment, _)| segment).chain(&self.free);
         let familiar = Familiar {
             position: self.known,
-            segments: segments.chain([&self.active]).cloned().collect(),
+            segments: self.segments().cloned().collect(),
             last_lsns: self.sealed.iter().map(|(segment, last)| (segment.header.epoch, *last)).collect(),
         };
-        let scan = scan_with(&*self.dir, self.id, Access::ReadWrite, Search::Near, Some(&familiar))?;
-        // A name that comes within the same tick as this look leaves the directory's time as it is.
-        let is_settled = modified.plus_ns(granularity_ns) < now;
-        self.names_at = Some(modified).filter(|_| is_settled);
-        Ok(Some(scan))
+        scan_with(&*self.dir, self.id, Access::ReadWrite, Search::Near, Some(&familiar)).map(Some)
+    }
+
+    /// Every segment that is open.
+    fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.sealed.iter().map(|(segment, _)| segment).chain(&self.free).chain([&self.active])
+    }
+
+    /// Whether the directory holds the segments that are open, under their names, and no other.
+    fn has_known_names(&self) -> Result<bool, Error> {
+        let mut known: BTreeSet<SegmentId> = self.segments().map(Segment::id).collect();
+        for entry in self.dir.list().on_directory("list")? {
+            let Some(id) = entry.name.to_str().and_then(SegmentId::from_file_name) else { continue };
+            if !known.remove(&id) {
+                return Ok(false);
+            }
+        }
+        for segment in self.segments() {
+            if !segment.is_named_in(&*self.dir).doing("look at", segment.id())? {
+                return Ok(false);
+            }
+        }
+        Ok(known.is_empty())
     }
 
     /// Whether every segment has the header that is known, the last frame is there, and none follows it.
     fn is_unchanged(&self) -> Result<bool, Error> {
-        let segments = self.sealed.iter().map(|(segment, _)| segment).chain(&self.free).chain([&self.active]);
-        for segment in segments {
+        for segment in self.segments() {
             if !segment.has_known_header()? {
                 return Ok(false);
             }
@@ -231,9 +256,8 @@ impl Log {
 
     /// Goes on behind what [`Log::news`] has found.
     pub fn go_on(&mut self, scan: &Scan) -> Result<(), Error> {
-        let (names_at, synced_lsn) = (self.names_at, self.synced_lsn.min(scan.end_lsn()));
+        let synced_lsn = self.synced_lsn.min(scan.end_lsn());
         *self = Self::of_scan(self.dir.clone(), self.id, self.options, scan)?;
-        self.names_at = names_at;
         self.synced_lsn = self.synced_lsn.max(synced_lsn);
         self.is_dirty = self.synced_lsn < scan.end_lsn();
         Ok(())
@@ -640,9 +664,11 @@ impl Log {
         }
     }
 
-    /// Takes a spare that was made.
+    /// Takes a spare that was made, unless it was found already.
     pub fn add_spare(&mut self, spare: Spare) {
-        self.free.push(spare.0);
+        if self.segments().all(|known| known.id() != spare.0.id()) {
+            self.free.push(spare.0);
+        }
     }
 
     /// The position that the next frame gets.

@@ -7,10 +7,12 @@
 
 #[cfg(loom)]
 pub use modelled::{
-    Condvar, Guard, Mutex, Thread, ThreadId, Turn, TurnGuard, current_thread, explore, now, spawn,
+    Condvar, Guard, Mutex, Thread, ThreadId, Turn, TurnGuard, current_thread, explore, now, spawn, try_lock,
 };
 #[cfg(not(loom))]
-pub use ordinary::{Condvar, Guard, Mutex, Thread, ThreadId, Turn, TurnGuard, current_thread, now, spawn};
+pub use ordinary::{
+    Condvar, Guard, Mutex, Thread, ThreadId, Turn, TurnGuard, current_thread, now, spawn, try_lock,
+};
 
 #[cfg(not(loom))]
 mod ordinary {
@@ -27,6 +29,11 @@ mod ordinary {
 
     /// Gives the lock up when it is dropped.
     pub type TurnGuard<'a> = Guard<'a, ()>;
+
+    /// Takes a lock if nobody has it, and perhaps not even then.
+    pub fn try_lock<T>(mutex: &Mutex<T>) -> Option<Guard<'_, T>> {
+        mutex.try_lock()
+    }
 
     /// What threads wait on.
     #[derive(Default)]
@@ -147,6 +154,11 @@ mod modelled {
             *self.0.is_taken.lock() = false;
             self.0.free.notify_one();
         }
+    }
+
+    /// Takes no lock: see [`Turn`].
+    pub fn try_lock<T>(_mutex: &Mutex<T>) -> Option<Guard<'_, T>> {
+        None
     }
 
     /// What threads wait on.
