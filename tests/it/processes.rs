@@ -31,8 +31,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use atomtree::{Error, ErrorKind, Receipt, Store, Transaction};
+use atomtree::{Error, ErrorKind, Options, Receipt, Store, Transaction};
 use atomtree_tests::signals::{Signal, signal};
+use tempfile::TempDir;
 
 use crate::basics::child;
 use crate::kills::{Speaking, say};
@@ -139,9 +140,9 @@ impl Worker {
         let (sender, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(speaking.end()));
         let Ok((said, status)) = ended.recv_timeout(PATIENCE) else {
-            let stacks = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+            let threads = threads_of(pid);
             shoot(pid);
-            panic!("{label}: process {pid} does not end; it waits in {stacks}");
+            panic!("{label}: process {pid} does not end:{threads}");
         };
         (said, status.code())
     }
@@ -154,6 +155,16 @@ impl Drop for Worker {
             let _ = speaking.child.wait();
         }
     }
+}
+
+/// What the threads of a process wait for, for people.
+fn threads_of(pid: u32) -> String {
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let line = |task: std::path::PathBuf| {
+        format!("\n{} in {}", read(task.join("comm")).trim(), read(task.join("wchan")))
+    };
+    tasks.map(|task| line(task.path())).collect()
 }
 
 /// Kills a process that nobody has waited for yet.
@@ -178,10 +189,24 @@ fn ready() -> Arc<AtomicBool> {
     is_wanted
 }
 
+/// An empty tree whose store has been made.
+fn prepared(options: Options) -> TempDir {
+    let scratch = tempfile::tempdir().unwrap();
+    options.open(scratch.path()).unwrap().close().unwrap();
+    scratch
+}
+
 /// Lets all begin at once.
 fn go(workers: &mut [Worker]) {
     workers.iter_mut().for_each(|worker| drop(worker.wait_for("ready")));
     workers.iter_mut().for_each(|worker| worker.tell("go"));
+}
+
+/// Lets all end at once; returns what each of them still said.
+#[track_caller]
+fn end(mut workers: Vec<Worker>) -> Vec<Vec<String>> {
+    workers.iter_mut().for_each(Worker::stop);
+    workers.into_iter().map(Worker::end).collect()
 }
 
 /// As [`Store::transact`], for as many conflicts as it takes. Returns how often it gave up besides.

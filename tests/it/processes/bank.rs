@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use atomtree::{Error, ErrorKind, Transaction};
 
-use super::{Worker, duration, given, go, number, ready};
+use super::{Worker, duration, end, given, go, number, ready};
 use crate::basics::{Random, child_root, commit, inspect, small};
 use crate::kills::say;
 
@@ -123,7 +123,7 @@ fn auditors_never_see_a_transfer_by_half() {
     std::thread::sleep(duration(Duration::from_secs(3)));
     let mut totals = [0_u64; 3];
     let mut moved = 0;
-    for line in workers.into_iter().flat_map(Worker::end) {
+    for line in end(workers).into_iter().flatten() {
         let words: Vec<&str> = line.split(' ').collect();
         let numbers: Vec<u64> = words[1..].iter().map(|word| word.parse().unwrap()).collect();
         match words[0] {

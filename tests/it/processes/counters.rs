@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use atomtree::{Error, Transaction};
 
-use super::{Worker, given, go, insist, number, ready};
+use super::{Worker, end, given, go, insist, number, prepared, ready};
 use crate::basics::{Random, child_root, inspect, small};
 use crate::kills::say;
 
@@ -65,7 +65,7 @@ fn counters_are_exact() {
     }
     let seed = Random::from_environment().next();
     for (processes, threads) in SHAPES {
-        let scratch = tempfile::tempdir().unwrap();
+        let scratch = prepared(small());
         let root = scratch.path();
         let times = count(160 / processes);
         let label = format!("{processes} processes with {threads} threads, {times} times each");
@@ -80,7 +80,7 @@ fn counters_are_exact() {
         let begun = Instant::now();
         let (mut transactions, mut given_up) = (BTreeMap::new(), 0);
         let mut counters: BTreeMap<String, BTreeMap<u64, u64>> = BTreeMap::new();
-        for line in workers.into_iter().flat_map(Worker::end) {
+        for line in end(workers).into_iter().flatten() {
             let words: Vec<&str> = line.split(' ').collect();
             assert_eq!(words[0], "counted", "{label}: {line}");
             let tx: u64 = words[1].parse().unwrap();

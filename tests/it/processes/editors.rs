@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{PATIENCE, Worker, duration, ready};
+use super::{PATIENCE, Worker, duration, end, prepared, ready};
 use crate::basics::{Random, child_root, inspect};
 use crate::races::editors::{
     Edits, check, hear, lay_out, options, rewrite_until_killed, start_editors, wanting,
@@ -22,7 +22,7 @@ fn editors_beside_several_processes_lose_nothing() {
         let wanted = ready();
         return rewrite_until_killed(&root, &wanted);
     }
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = prepared(options());
     let root = scratch.path();
     lay_out(root);
     let mut random = Random::from_environment();
@@ -60,8 +60,8 @@ fn editors_beside_several_processes_lose_nothing() {
         }
         drop(running);
     });
-    for worker in workers {
-        hear(&worker.end(), &edits, &tally, "the last");
+    for said in end(workers) {
+        hear(&said, &edits, &tally, "the last");
     }
     options().open(root).unwrap().close().unwrap();
     check(root, edits, &tally);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Worker, duration, given, go, ready};
+use super::{PATIENCE, Worker, duration, end, given, go, ready};
 use crate::basics::{child_root, commit, inspect, small};
 use crate::kills::say;
 
@@ -57,7 +57,7 @@ fn many_threads_leave_others_their_turn() {
     go(&mut workers);
     let begun = Instant::now();
     std::thread::sleep(duration(Duration::from_secs(3)));
-    let said = workers.into_iter().map(Worker::end);
+    let said = end(workers).into_iter();
     let shares: Vec<(u64, Duration)> = said
         .map(|lines| {
             let words: Vec<&str> = lines[0].split(' ').collect();
@@ -77,5 +77,40 @@ fn many_threads_leave_others_their_turn() {
     assert!(least > 0 && least * 4 >= most, "one of the single threads starves: {shares:?}");
     assert!(batches <= 6.0 * least as f64, "the sixteen threads take all turns: {shares:?}");
     assert!(most as f64 <= 6.0 * batches, "the sixteen threads starve: {shares:?}");
+    assert!(inspect(root).verify().unwrap().problems.is_empty());
+}
+
+/// Goal: a process that comes, commits and leaves does not wait for a moment in which no other process commits: there may be
+/// none. Method: four that commit all the time, with two threads each, and a store that is opened, committed to and closed
+/// beside them, several times; how long that takes is measured.
+#[test]
+fn leaving_does_not_wait_for_others() {
+    let test = "processes::fairness::leaving_does_not_wait_for_others";
+    if let Some(root) = child_root() {
+        return commit_until_stopped(&root);
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    small().open(root).unwrap().close().unwrap();
+    let mut workers: Vec<Worker> = (0..SINGLES)
+        .map(|name| Worker::start(test, root, format!("process {name}"), &[("NAME", name), ("THREADS", 2)]))
+        .collect();
+    go(&mut workers);
+    let mut longest = Duration::ZERO;
+    for round in 0..5 {
+        let (sender, done) = std::sync::mpsc::channel();
+        let (root, begun) = (root.to_owned(), Instant::now());
+        std::thread::spawn(move || {
+            let store = small().open(root).unwrap();
+            commit(&store, |tx| tx.write("visitor", round.to_string())).unwrap();
+            store.close().unwrap();
+            sender.send(()).unwrap();
+        });
+        done.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("round {round}: it can't leave"));
+        longest = longest.max(begun.elapsed());
+    }
+    println!("to come, commit and leave beside {SINGLES} busy processes took {longest:.2?} at most");
+    end(workers);
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
     assert!(inspect(root).verify().unwrap().problems.is_empty());
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use atomtree::{Error, ErrorKind, Options, Store, Transaction};
 use atomtree_tests::serializability::{Done, Key, Seen, check};
 use rustix::time::{ClockId, clock_gettime};
+use tempfile::TempDir;
 
-use super::{Worker, duration, given, go, ready};
+use super::{Worker, duration, end, given, go, prepared, ready};
 use crate::basics::{Random, child_root, inspect, small};
 use crate::kills::say;
 
@@ -210,7 +211,9 @@ fn judge(root: &Path, lines: &[String]) -> Vec<Done> {
     let mut last: BTreeMap<Key, Option<u64>> = BTreeMap::new();
     let mut writers: Vec<&Done> = history.iter().filter(|done| done.number.is_some()).collect();
     writers.sort_by_key(|done| done.number);
-    writers.iter().flat_map(|done| &done.writes).for_each(|(key, value)| drop(last.insert(*key, *value)));
+    writers.iter().flat_map(|done| &done.writes).for_each(|(key, value)| {
+        last.insert(*key, *value);
+    });
     for (key, value) in last {
         let stands = fs::read_to_string(root.join(register(key))).ok().map(|text| text.parse().unwrap());
         assert_eq!(stands, value, "register {key}");
@@ -218,8 +221,8 @@ fn judge(root: &Path, lines: &[String]) -> Vec<Done> {
     history
 }
 
-fn prepared() -> tempfile::TempDir {
-    let scratch = tempfile::tempdir().unwrap();
+fn with_registers() -> TempDir {
+    let scratch = prepared(options());
     fs::create_dir(scratch.path().join("registers")).unwrap();
     scratch
 }
@@ -239,12 +242,12 @@ fn histories_are_strictly_serializable() {
         return live(&root);
     }
     let seed = Random::from_environment().next();
-    let scratch = prepared();
+    let scratch = with_registers();
     let root = scratch.path();
     let mut workers: Vec<Worker> = (0..PROCESSES).map(|name| start(test, root, name, seed)).collect();
     go(&mut workers);
     std::thread::sleep(duration(Duration::from_secs(2)));
-    let lines: Vec<String> = workers.into_iter().flat_map(Worker::end).collect();
+    let lines: Vec<String> = end(workers).into_iter().flatten().collect();
     let planned = lines.iter().filter(|line| line.starts_with("will")).count();
     let history = judge(root, &lines);
     let readers = history.iter().filter(|done| done.number.is_none()).count();
@@ -267,7 +270,7 @@ fn histories_with_kills_are_strictly_serializable() {
     }
     let mut random = Random::from_environment();
     let seed = random.next();
-    let scratch = prepared();
+    let scratch = with_registers();
     let root = scratch.path();
     let mut workers: Vec<Worker> = (0..PROCESSES).map(|name| start(test, root, name, seed)).collect();
     go(&mut workers);
@@ -281,7 +284,7 @@ fn histories_with_kills_are_strictly_serializable() {
         next.tell("go");
         workers.push(next);
     }
-    lines.extend(workers.into_iter().flat_map(Worker::end));
+    lines.extend(end(workers).into_iter().flatten());
     let history = judge(root, &lines);
     let untold = history.iter().filter(|done| done.end == u64::MAX).count();
     println!(

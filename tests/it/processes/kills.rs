@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use atomtree::{Options, Transaction};
 use atomtree_tests::signals::Signal;
 
-use super::{PATIENCE, Worker, duration, given, insist, ready};
+use super::{PATIENCE, Worker, duration, end, given, insist, prepared, ready};
 use crate::basics::{Random, child_root};
 use crate::kills::{Chain, check_report, say, tiny, versions};
 
@@ -114,7 +114,7 @@ fn members_die_and_stop_and_the_others_go_on() {
         return commit_versions(&root);
     }
     let mut random = Random::from_environment();
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = prepared(options());
     let root = scratch.path();
     let (workers, chain) = (Vec::new(), Chain::default());
     let mut crew = Crew { test, root, workers, chain, acknowledged: 0, taken_over: 0 };
@@ -153,8 +153,7 @@ fn members_die_and_stop_and_the_others_go_on() {
         crew.workers.insert(own, follower);
     }
     let after = crew.next(60, "at last");
-    for worker in std::mem::take(&mut crew.workers) {
-        let said = worker.end();
+    for said in end(std::mem::take(&mut crew.workers)) {
         crew.hear(said, "at the end");
     }
     let Crew { mut chain, acknowledged, taken_over, .. } = crew;

@@ -154,7 +154,8 @@ fn one_recovery_mends_the_store_for_all() {
         };
         assert_eq!(told, expected, "{label}");
         for (index, member) in members.iter().enumerate() {
-            let refused = commit(member, |tx| tx.write("refused", "x")).unwrap_err();
+            let refused = commit(member, |tx| tx.write("refused", "x"));
+            let refused = refused.map(drop).expect_err(&label);
             assert_eq!(refused.kind(), ErrorKind::Poisoned, "{label}, member {index}: {refused}");
             assert_eq!(kind_of(member.checkpoint()), ErrorKind::Poisoned, "{label}, member {index}");
         }
@@ -185,6 +186,8 @@ fn one_recovery_mends_the_store_for_all() {
             tx.write("both-2", "before")
         })
         .unwrap();
+        // What is older than the failing one's look at the log is settled, so that its next checkpoint is no recovery.
+        members[0].checkpoint().unwrap();
     }
     worker.end();
     for member in members {
@@ -256,7 +259,9 @@ fn failures_in_the_midst_of_everything_lose_nothing() {
             }
         }
         let begun = Instant::now();
-        while begun.elapsed() < duration(Duration::from_secs(3)) {
+        // On a slow machine a few failures take longer.
+        while begun.elapsed() < duration(Duration::from_secs(3)) || failures < 6 && begun.elapsed() < PATIENCE
+        {
             std::thread::sleep(Duration::from_millis(40));
             let failing = Failing::ALL[failures % 4];
             let which = &faults[failures % 3];
@@ -280,7 +285,7 @@ fn failures_in_the_midst_of_everything_lose_nothing() {
     let mut chain = chain.into_inner().unwrap();
     chain.check_history(root);
     println!("{failures} failures, {} versions", chain.commits());
-    assert!(failures > 5 && chain.commits() > 100, "there was nothing to survive");
+    assert!(failures >= 6 && chain.commits() > 100, "there was nothing to survive");
 }
 
 /// The version of a thread's directory, as its small file says it.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use atomtree::{Checkpoints, Error, ErrorKind, Options, Store};
 use atomtree_tests::signals::Signal;
 
-use super::{PATIENCE, Worker, ready};
+use super::{PATIENCE, Worker, end, go, ready};
 use crate::basics::{child, child_root, commit, inspect, kind_of, small};
 use crate::kills::operations::chosen;
 use crate::kills::say;
@@ -55,7 +55,7 @@ fn stopped(test: &str, root: &Path, target: &str) -> Worker {
 fn check_named(error: &Error, pid: u32, what: &str) {
     assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
     let text = error.to_string();
-    assert!(text.starts_with(&format!("process {pid} (it")), "{text}");
+    assert!(text.starts_with(&format!("process {pid} (")), "{text}");
     assert!(text.contains(&format!("has had {what} for ")) && text.contains("--wait"), "{text}");
     assert!(!text.contains("namespace"), "{text}");
 }
@@ -207,4 +207,41 @@ fn a_stopped_checkpoint_holds_up_no_commits() {
         store.close().unwrap();
         assert!(inspect(root).verify().unwrap().problems.is_empty());
     }
+}
+
+/// Goal: who opens a store while another process is making it waits for that, as long as it may, and is not refused at once.
+/// Method: eight open an empty tree at the same moment, several times; and one stops itself in the middle of making it.
+#[test]
+fn who_makes_the_store_is_waited_for() {
+    let test = "processes::stopped::who_makes_the_store_is_waited_for";
+    if let Some(root) = child_root() {
+        let stopping = chosen("stops", || {
+            rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).unwrap();
+        });
+        ready();
+        stopping.enter("create");
+        let store = options().vfs(stopping.vfs()).open(root).unwrap_or_else(|error| panic!("{error}"));
+        stopping.enter("rest");
+        commit(&store, |tx| tx.write(std::process::id().to_string(), "x")).unwrap();
+        return store.close().unwrap();
+    }
+    for _ in 0..4 {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path();
+        let mut workers: Vec<Worker> =
+            (0..8).map(|number| Worker::start(test, root, format!("process {number}"), &[])).collect();
+        go(&mut workers);
+        end(workers);
+        assert_eq!(inspect(root).status().unwrap().last_tx.0, 8);
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    let mut maker = stopped(test, root, "create:SyncFilesystem:1");
+    let begun = Instant::now();
+    let error = options().lock_timeout(TIMEOUT).open(root).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
+    assert!(begun.elapsed() >= TIMEOUT, "{error}, after {:?}", begun.elapsed());
+    maker.signal(Signal::CONT);
+    options().open(root).unwrap().close().unwrap();
+    maker.end();
 }
