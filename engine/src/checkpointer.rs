@@ -379,7 +379,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Settles everything, and says in the log that nothing follows if no other process has the store open.
+    /// Settles what this process has committed, and, if no other one has the store open, everything; says in the log then
+    /// that nothing follows.
     pub(crate) fn close_log(&self) -> Result<(), Error> {
         loop {
             self.checkpoint()?;
@@ -388,22 +389,27 @@ impl Engine {
             let turn = self.checkpoint_turn(deadline)?;
             let mut commits = self.lock_commits_in(&turn, deadline)?;
             self.check_settling()?;
-            if !commits.unsettled.is_empty() {
+            // What others have committed meanwhile is theirs, or nobody would ever get away from those who commit all the
+            // time.
+            if commits.settled < commits.last_own {
                 continue;
             }
             self.clear_again(&commits.uncleared)?;
             commits.uncleared.clear();
-            let closed = match self.locks.is_alone() {
-                Ok(true) => close_settled_log(&mut commits),
-                Ok(false) => Ok(()),
+            let left = match self.locks.is_alone() {
+                Ok(false) => Ok(true),
+                Ok(true) if !commits.unsettled.is_empty() => Ok(false),
+                Ok(true) => close_settled_log(&mut commits).map(|()| true),
                 Err(error) => Err(error),
             };
-            if let Err(error) = closed {
+            if !matches!(left, Ok(true)) {
                 // The store stays open, and others may have it too, as before.
                 if !self.options.exclusive {
                     self.locks.join()?;
                 }
-                return Err(error);
+                if !left? {
+                    continue;
+                }
             }
             // What can't be removed is swept by others.
             let _ = self.stage().remove(&self.places);

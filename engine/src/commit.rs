@@ -408,7 +408,7 @@ impl Engine {
         let through = finished.last().expect("there was one at least").lsn;
         // Only a hint for recovery, which finds out without it; if it can't be written, the next append says so.
         let _ = append_applied(&mut commits.log, Applied { through: through.0 });
-        (commits.applied, commits.is_all_applied) = (through, true);
+        (commits.applied, commits.last_own, commits.is_all_applied) = (through, through, true);
         self.note_applied(&finished);
         commits.note_unsettled(finished);
     }

@@ -4,15 +4,18 @@
 //! then what is committed, applied and settled. If a commit stands there that is not noted as applied, its process died
 //! in the middle: then a recovery runs, under both locks, before anything else, and nobody has to open the store again.
 
+use std::collections::HashSet;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 
 use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::{self, Analysis, Committed, Standing};
+use atomtree_recovery::image::Slot;
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::plan::{Change, TransactionId};
 use atomtree_recovery::recover::{Recovery, Report};
+use atomtree_recovery::stage::all_staged;
 use atomtree_vfs::Dir;
 use atomtree_wal::sync::{Guard, TurnGuard};
 use atomtree_wal::{self as wal, Log, Lsn};
@@ -30,6 +33,8 @@ pub(crate) struct CommitState {
     pub(crate) settled: Lsn,
     /// Everything up to here has been applied.
     pub(crate) applied: Lsn,
+    /// The last commit of this process.
+    pub(crate) last_own: Lsn,
     /// What is applied and not settled, by whichever process, in order.
     pub(crate) unsettled: Vec<Arc<Committed<'static>>>,
     /// How many of those move or remove directories, or change what kind of thing a name is.
@@ -44,6 +49,15 @@ pub(crate) struct CommitState {
     pub(crate) sync_root: Arc<dyn Dir>,
     /// Where the log ended then: what is older may have failed without this process learning of it.
     pub(crate) joined: Lsn,
+    /// What was staged by then, and may be logged later.
+    staged_before: HashSet<Slot>,
+}
+
+/// What the file system is synced through from some moment on.
+pub(crate) struct SyncRoot {
+    pub(crate) dir: Arc<dyn Dir>,
+    /// What was staged by then.
+    pub(crate) staged_before: HashSet<Slot>,
 }
 
 /// What a look at the log of another process's making found.
@@ -56,20 +70,22 @@ pub(crate) enum Found {
 
 impl CommitState {
     /// What has been read of a whole log, which `is_torn` at its end or not.
-    pub(crate) fn new(log: Log, analysis: &Analysis<'_>, is_torn: bool, sync_root: Arc<dyn Dir>) -> Self {
+    pub(crate) fn new(log: Log, analysis: &Analysis<'_>, is_torn: bool, sync_root: SyncRoot) -> Self {
         let joined = log.next_lsn().previous();
         let unfinished = Self {
             log,
             next_tx: analysis.next_tx,
             settled: analysis.watermark,
             applied: analysis.applied,
+            last_own: Lsn(0),
             unsettled: Vec::new(),
             unsettled_barriers: 0,
             uncleared: Vec::new(),
             is_all_applied: true,
             is_unfinished: is_torn || analysis.is_unfinished(),
-            sync_root,
+            sync_root: sync_root.dir,
             joined,
+            staged_before: sync_root.staged_before,
         };
         let (unsettled, settled) =
             analysis.committed.iter().map(owned).partition(|one| one.lsn > analysis.watermark);
@@ -118,7 +134,11 @@ impl CommitState {
 
     /// Whether something is unsettled of which this process may not have heard that it could not be written.
     pub(crate) fn has_older_than_itself(&self) -> bool {
+        let was_staged =
+            |change: &Change<'_>| change.slot.as_ref().is_some_and(|slot| self.staged_before.contains(slot));
         self.unsettled.first().is_some_and(|oldest| oldest.lsn <= self.joined)
+            || !self.staged_before.is_empty()
+                && self.unsettled.iter().flat_map(|transaction| &transaction.changes).any(was_staged)
     }
 }
 
@@ -226,7 +246,10 @@ impl Engine {
         if let Mark::Recovered { id } = mark
             && *self.recovered.lock() != Some(id)
         {
-            let sync_root = self.places.root.open_dir("".as_ref()).doing("open", "the root")?;
+            // The old one may have a failure to tell that has been recovered from. What this process has staged may have
+            // met it, too.
+            let dir = self.places.root.open_dir("".as_ref()).doing("open", "the root")?;
+            let sync_root = SyncRoot { dir, staged_before: all_staged(&self.places)? };
             let found = self.read_anew(&mut commits, sync_root)?;
             *self.recovered.lock() = Some(id);
             self.forget_poison();
@@ -281,14 +304,15 @@ impl Engine {
 
     /// Reads the whole log again. What this process may not have heard of is the same as before.
     fn read_again(&self, commits: &mut CommitState) -> Result<Found, Error> {
-        let (sync_root, joined) = (commits.sync_root.clone(), commits.joined);
+        let (dir, joined, last_own) = (commits.sync_root.clone(), commits.joined, commits.last_own);
+        let sync_root = SyncRoot { dir, staged_before: commits.staged_before.clone() };
         let found = self.read_anew(commits, sync_root)?;
-        commits.joined = joined;
+        (commits.joined, commits.last_own) = (joined, last_own);
         Ok(found)
     }
 
     /// Reads the whole log, which is to be synced through this descriptor from now on.
-    fn read_anew(&self, commits: &mut CommitState, sync_root: Arc<dyn Dir>) -> Result<Found, Error> {
+    fn read_anew(&self, commits: &mut CommitState, sync_root: SyncRoot) -> Result<Found, Error> {
         let (store, _) = StoreFile::read(&*self.places.store)?;
         let (mut log, scan) = Log::join(self.places.wal.clone(), store.id, self.options.log)
             .map_err(atomtree_recovery::Error::Log)?;
@@ -313,7 +337,7 @@ impl Engine {
         // What somebody else has left unfinished is not written behind.
         log.leave_segment();
         let Self { places, stage, ballast, can_exchange, .. } = self;
-        let recovery = Recovery { places, stage, ballast, can_exchange: *can_exchange };
+        let recovery = Recovery { places, stage, ballast, can_exchange: *can_exchange, is_live: true };
         let (report, next_tx) = recovery.run(&mut log, &scan).map_err(|error| {
             let error = Error::from(error);
             if log.is_poisoned() {

@@ -88,7 +88,7 @@ impl Locks {
             inode: file.metadata().doing("look at", ".atomtree/lock")?.inode,
             store_inode: places.store.own_metadata().doing("look at", STORE_DIR)?.inode,
             file,
-            me: Member { process, since: places.vfs.now(), waiting_since: None },
+            me: Member::new(process, places.vfs.now()),
             own: OnceLock::new(),
         })
     }
@@ -298,7 +298,7 @@ fn is_locked(file: &dyn File) -> io::Result<bool> {
 }
 
 /// The error of who has waited in vain.
-fn locked(vfs: &dyn Vfs, holder: Option<(Member, &str)>, begun: Instant) -> Error {
+pub(crate) fn locked(vfs: &dyn Vfs, holder: Option<(Member, &str)>, begun: Instant) -> Error {
     let waited = (now() - begun).as_secs_f32();
     let holder = match holder {
         Some((Member { process, since, .. }, what)) => {

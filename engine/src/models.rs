@@ -114,8 +114,8 @@ impl Machine {
 
     /// Whether a process has the store open.
     fn is_locked(&self) -> bool {
-        // Whoever gives the lock up clears the note about himself first.
-        read(&self.sim, ".atomtree/lock").is_some_and(|note| !note.is_empty())
+        // Whoever leaves removes his directory first.
+        !self.sim.tree(format!("{ROOT}/.atomtree/stage")).is_empty()
     }
 
     /// What a power cut now leaves, if nothing survives that was not synced.

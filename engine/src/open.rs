@@ -4,7 +4,7 @@
 //! not closed, and believes nothing that the cache shows. Who is not alone reads the log, and has to do no more, unless
 //! somebody has died in a commit, or the store is poisoned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use atomtree_recovery::Doing;
@@ -14,7 +14,7 @@ use atomtree_recovery::ballast::Ballast;
 use atomtree_recovery::known::Known;
 use atomtree_recovery::places::{Places, StoreFile};
 use atomtree_recovery::recover::{Recovery, Report};
-use atomtree_recovery::stage::Stage;
+use atomtree_recovery::stage::{Stage, all_staged};
 use atomtree_recovery::sweep::{dead_stages, sweep};
 use atomtree_wal::sync::{Condvar, Mutex, Turn, now};
 use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
@@ -22,7 +22,7 @@ use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
 use crate::checkpointer::Unsettled;
 use crate::create::discard_unfinished;
 use crate::error::Error;
-use crate::hand_over::{CommitState, note_report};
+use crate::hand_over::{CommitState, SyncRoot, note_report};
 use crate::lock::{Locks, Mark};
 use crate::options::Options;
 use crate::store::{Engine, Health, ProcessId};
@@ -87,7 +87,8 @@ impl Engine {
         let moves_inodes = file_system.name != "overlayfs";
         let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
         let mark = locks.mark()?;
-        let recovery = Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange };
+        let recovery =
+            Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange, is_live: false };
         let settled = match (is_alone, is_closed) {
             (false, _) => Ok(None),
             (true, true) => sweep_alone(&recovery).map(|()| None),
@@ -101,7 +102,10 @@ impl Engine {
             let _ = stage.remove(&places);
         })?;
         let is_torn = scan.tail().is_torn();
-        let mut commits = CommitState::new(log, &analysis, is_torn, places.root.clone());
+        // The root is open since before the log was read.
+        let staged_before = if is_alone { HashSet::new() } else { all_staged(&places)? };
+        let sync_root = SyncRoot { dir: places.root.clone(), staged_before };
+        let mut commits = CommitState::new(log, &analysis, is_torn, sync_root);
         let mut report = Report::default();
         if let Some((done, next_tx)) = settled {
             note_report(&done);
@@ -164,7 +168,7 @@ impl Engine {
 
 /// Clears what processes left in `stage/` that died before they logged anything.
 fn sweep_alone(recovery: &Recovery<'_>) -> Result<(), atomtree_recovery::Error> {
-    let Recovery { places, stage, ballast, can_exchange } = *recovery;
+    let Recovery { places, stage, ballast, can_exchange, .. } = *recovery;
     let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
     let mut applier = Applier::new(places, parents, ballast, can_exchange, Lsn(0));
     sweep(places, dead_stages(places, stage.name())?, &BTreeMap::new(), &Known::default(), &mut applier)

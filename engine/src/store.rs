@@ -1,6 +1,5 @@
 //! An open store: opening and creating it, handing out transactions, closing it.
 
-use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn, TurnGuard, now};
 
 use crate::checkpointer::{self, Unsettled};
 use crate::commit::Outcome;
-use crate::create::create;
+use crate::create;
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::hand_over::CommitState;
 use crate::lock::{Locks, Mark};
@@ -150,12 +149,7 @@ impl Store {
         let root = vfs.open_root(root).on("open", root)?;
         check_confinement(&*root)?;
         let warnings = check_file_system(&*root, &options)?;
-        if let Err(error) = root.metadata(OsStr::new(STORE_DIR)) {
-            if error.kind() != io::ErrorKind::NotFound {
-                return Err(error).on("look at", STORE_DIR);
-            }
-            create(&root, &options)?;
-        }
+        create::ensure(&root, &options)?;
         let places = Places::open(vfs.clone(), root)?;
         let identity = vfs.identity().on("read the identity of", "this process")?;
         // Root may act for somebody else, and for itself on a tree where it has made the store.

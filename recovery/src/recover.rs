@@ -71,6 +71,10 @@ pub struct Recovery<'a> {
     pub ballast: &'a Ballast,
     /// Whether the file system can exchange names.
     pub can_exchange: bool,
+    /// Whether the file system has been mounted, and the store open in some process, ever since what is unsettled was
+    /// applied. Then a name that is not what it was made is some other program's, and all that may be missing is what
+    /// could not be written back.
+    pub is_live: bool,
 }
 
 impl Recovery<'_> {
@@ -125,7 +129,8 @@ impl Recovery<'_> {
         log.retire(lsn)?;
 
         let mut report = repair.report;
-        report.redone = unsettled.len() as u64;
+        let is_redone = |transaction: &&Committed<'_>| !self.is_live || transaction.lsn > analysis.applied;
+        report.redone = analysis.unsettled().filter(is_redone).count() as u64;
         report.voided = analysis.voided + u64::from(scan.tail().is_torn() && analysis.voided == 0);
         report.quarantined = repair.applier.take_displaced();
         Ok((report, analysis.next_tx))
@@ -142,6 +147,8 @@ struct Target<'a> {
     attributes: Option<&'a Attributes>,
     /// What stood there when the last transaction looked that changed the mode alone.
     seen: Option<&'a Image<'a>>,
+    /// LSN of the last transaction that has a part in it.
+    last: Lsn,
 }
 
 impl<'a> Target<'a> {
@@ -175,11 +182,14 @@ struct Examined {
     /// The open directory, where it is one.
     dir: Option<Arc<dyn Dir>>,
     attributes: Option<Attributes>,
+    /// Whether it may be the goal itself, of which some or all could not be written: as long, and its own or zeros in each
+    /// sector, or in the cache alone.
+    is_unwritten: bool,
 }
 
 impl Examined {
     fn nothing(found: Found) -> Self {
-        Self { found, file: None, dir: None, attributes: None }
+        Self { found, file: None, dir: None, attributes: None, is_unwritten: false }
     }
 
     fn directory(found: Found, dir: Arc<dyn Dir>) -> io::Result<Self> {
@@ -203,10 +213,12 @@ impl<'a> Repair<'a> {
                     // What an earlier transaction puts there gets the attributes of the later one.
                     (After::Same { attributes }, Some(target)) => {
                         (target.attributes, target.seen) = (Some(attributes), change.before.as_ref());
+                        target.last = transaction.lsn;
                     }
                     (after, _) => {
                         let seen = change.before.as_ref().filter(|_| matches!(after, After::Same { .. }));
-                        goals.insert(&change.path, Target { transaction, change, attributes: None, seen });
+                        let (attributes, last) = (None, transaction.lsn);
+                        goals.insert(&change.path, Target { transaction, change, attributes, seen, last });
                     }
                 }
             }
@@ -232,8 +244,9 @@ impl<'a> Repair<'a> {
         // Contents by reference are looked up before anything is moved, since a move could bury the only copy.
         let mut sources = BTreeMap::new();
         let goals = self.goals.clone();
-        for (path, Target { change, .. }) in &goals {
-            if change.after.is_by_reference() {
+        for (path, target) in &goals {
+            let change = target.change;
+            if change.after.is_by_reference() && !self.is_done(target) {
                 let source = self.find_content(change).doing("look for the content of", path)?;
                 sources.insert((*path).clone(), source);
             }
@@ -255,7 +268,8 @@ impl<'a> Repair<'a> {
     /// Takes every inode that moves, and does not stand at its new name yet, into a slot: from there it goes to its name
     /// in turn, parents before what they hold.
     fn take_moving(&mut self) -> Result<(), Error> {
-        let changes: Vec<&'a Change<'a>> = self.goals.values().map(|target| target.change).collect();
+        let targets = self.goals.values().filter(|target| !self.is_done(target));
+        let changes: Vec<&'a Change<'a>> = targets.map(|target| target.change).collect();
         let located = locate(self.recovery.places, &mut self.applier.parents, &changes)
             .doing("look for what was moved in", "the root")?;
         let leaving: HashMap<u64, (&Moved, &TreePath)> = changes
@@ -322,9 +336,17 @@ impl<'a> Repair<'a> {
         Ok(true)
     }
 
+    /// Whether a name was brought to its goal before, and may have become another program's since.
+    fn is_done(&self, target: &Target<'_>) -> bool {
+        self.recovery.is_live && target.last <= self.analysis.applied
+    }
+
     fn one_name(&mut self, target: Target<'a>, source: Option<Source>) -> io::Result<()> {
         let Target { transaction, change, .. } = target;
         let examined = self.examine(change)?;
+        if self.is_done(&target) && !examined.is_unwritten {
+            return Ok(());
+        }
         if matches!(change.after, After::Same { .. })
             && let Some(seen) = target.seen
             && !self.is_seen(seen, &change.path)?
@@ -447,7 +469,9 @@ impl<'a> Repair<'a> {
             Likeness::Torn => Found::Torn,
             Likeness::Foreign => Found::Foreign,
         };
-        Ok(Examined { file: Some(file), attributes, ..Examined::nothing(found) })
+        let is_as_long = matches!(change.after, After::File { size: goal_size, .. } if goal_size == size);
+        let is_unwritten = found == Found::Ours && is_goal || found == Found::Torn && is_as_long;
+        Ok(Examined { file: Some(file), attributes, is_unwritten, ..Examined::nothing(found) })
     }
 
     /// Whether the slot of the name's last change shows that it was applied.

@@ -2,7 +2,8 @@
 //!
 //! The process holds a lock on a file in it for as long as it lives, so that nobody clears it away meanwhile.
 
-use std::ffi::OsStr;
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +24,23 @@ const RECOVERY_PREFIX: &str = "r";
 /// Whether a slot with this name was filled by recovery.
 pub fn is_from_recovery(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(RECOVERY_PREFIX.as_bytes())
+}
+
+/// Every file that waits in anybody's directory now.
+pub fn all_staged(places: &Places) -> Result<HashSet<Slot>, Error> {
+    let mut staged = HashSet::new();
+    for entry in places.stage.list().doing("list", "stage")? {
+        let dir = match places.stage.open_dir(entry.name.as_ref()) {
+            // Whoever leaves removes his own.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.doing("open", "stage")?,
+        };
+        let name = |name: OsString| name.to_string_lossy().into_owned();
+        let dir_name = name(entry.name);
+        let files = dir.list().doing("list", "stage")?;
+        staged.extend(files.into_iter().map(|file| Slot { dir: dir_name.clone(), name: name(file.name) }));
+    }
+    Ok(staged)
 }
 
 /// The directory, locked.

@@ -52,7 +52,7 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
         edits: &[Edit {
             file: "engine/src/checkpointer.rs",
-            from: r#"places.root.sync_filesystem().doing("sync the file system of", "the root")?;"#,
+            from: r#"sync_root.sync_filesystem().doing("sync the file system of", "the root")?;"#,
             to: "",
         }],
     },
@@ -61,11 +61,12 @@ pub const MUTANTS: &[Mutant] = &[
         name: "skip-the-syncs-behind-a-checkpoint",
         suite: Suite::It("crash_points::edits_by_other_programs_are_kept"),
         edits: &[Edit {
-            file: "engine/src/checkpointer.rs",
-            from: r#"        dir.sync().doing("sync", "stage")?;
-        places.quarantine.sync().doing("sync", "quarantine")?;
+            file: "recovery/src/sweep.rs",
+            from: r#"        self.0.values().flatten().try_for_each(|dir| dir.sync()).doing("sync", "stage")?;
+        places.quarantine.sync().doing("sync", "quarantine")
 "#,
-            to: "",
+            to: r#"        places.quarantine.own_metadata().map(drop).doing("sync", "quarantine")
+"#,
         }],
     },
     // Log a reference to a content that only the cache has.
@@ -128,16 +129,16 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[
             Edit {
                 file: "engine/src/checkpointer.rs",
-                from: "        self.discard_originals(transactions)?;
+                from: "        self.discard_originals(&transactions)?;
 ",
                 to: "",
             },
             Edit {
                 file: "engine/src/checkpointer.rs",
-                from: "            .map_err(atomtree_recovery::Error::Log)?;
+                from: "        drop(lock);
         if let Some(last)",
-                to: "            .map_err(atomtree_recovery::Error::Log)?;
-        self.discard_originals(transactions)?;
+                to: "        drop(lock);
+        self.discard_originals(&transactions)?;
         if let Some(last)",
             },
         ],
@@ -329,8 +330,8 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
         edits: &[Edit {
             file: "recovery/src/recover.rs",
-            from: "goals.insert(&change.path, Target { transaction, change, attributes: None, seen });",
-            to: "goals.entry(&change.path).or_insert(Target { transaction, change, attributes: None, seen });",
+            from: "goals.insert(&change.path, Target { transaction, change, attributes, seen, last });",
+            to: "goals.entry(&change.path).or_insert(Target { transaction, change, attributes, seen, last });",
         }],
     },
     // Decide each name once for each transaction, and not for all together.
@@ -380,8 +381,10 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("conflicts::every_edit_after_the_first_look_is_a_conflict"),
         edits: &[Edit {
             file: "engine/src/commit.rs",
-            from: "self.check(parents, &mut prepared).map_err(failed)?;",
-            to: "",
+            from: "        self.check(parents, &mut prepared)
+            .map_err(",
+            to: "        Ok::<(), Error>(())
+            .map_err(",
         }],
     },
     // Commit although a directory has got another name.
@@ -483,8 +486,8 @@ pub const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: "engine/src/checkpointer.rs",
-                from: "_ if self.unsettled.lock().transactions.is_empty() && commits.is_all_applied => {",
-                to: "_ if self.unsettled.lock().transactions.is_empty() => {",
+                from: "commits.unsettled.len() == transactions.len() && commits.is_all_applied;",
+                to: "commits.unsettled.len() == transactions.len();",
             },
         ],
     },
@@ -529,8 +532,8 @@ pub const MUTANTS: &[Mutant] = &[
         ),
         edits: &[Edit {
             file: "wal/src/scan.rs",
-            from: "            && check_header_is_newest(segment).is_err()",
-            to: "            && check_header_is_newest(segment).is_err_and(|_| false)",
+            from: "Opened::Segment(segment) if check_header_is_newest(segment).is_err() => {}",
+            to: "Opened::Segment(segment) if check_header_is_newest(segment).is_err_and(|_| false) => {}",
         }],
     },
     // Poison a store whose checkpoint can be made later.
@@ -539,10 +542,10 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("upkeep::a_checkpoint_that_finds_no_space_for_a_header_is_made_later"),
         edits: &[Edit {
             file: "engine/src/checkpointer.rs",
-            from: "                    Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
-                        if",
-            to: "                    Err(error) if error.is_no_space() && commits.log.is_poisoned() => {
-                        if",
+            from: "                Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
+                    if",
+            to: "                Err(error) if error.is_no_space() && commits.log.is_poisoned() => {
+                    if",
         }],
     },
     // Leave a log full whose segment could not be freed for want of space.

@@ -15,8 +15,8 @@ use atomtree_vfs::{Access, Dir, File, Timestamp};
 
 use crate::error::{Doing, Error};
 use crate::format::{
-    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, Header, LogId, State,
-    checksum_found, frame_bytes, padding,
+    FRAME_ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, HEADER_AREA_BYTES, Header, LogId, State, frame_bytes,
+    padding,
 };
 use crate::lsn::{Epoch, Lsn, SegmentId};
 use crate::scan::{Familiar, Position, Scan, Search, scan_with};
@@ -96,6 +96,8 @@ pub struct Log {
     is_dirty: bool,
     /// Whether the active segment must not be written any more.
     is_torn: bool,
+    /// What a failed append has left where its first frame would stand; `None` if that is unknown.
+    leftover: Option<[u8; FRAME_HEADER_BYTES]>,
     poisoned: Option<String>,
 }
 
@@ -142,6 +144,7 @@ impl Log {
             synced_lsn: Lsn(0),
             is_dirty: false,
             is_torn: false,
+            leftover: None,
             poisoned: None,
         })
     }
@@ -230,28 +233,25 @@ impl Log {
                 return Ok(false);
             }
         }
-        // What an append of this very process that failed has left is not news. Whoever took over behind it has gone on in
-        // another segment.
+        // What an append of this very process that failed has left is not news. Others, who saw nothing there, have written
+        // in its place; or, if they saw something, gone on in another segment.
         if self.is_torn {
-            return Ok(true);
+            return Ok(self.leftover.is_some() && self.leftover == self.header_at_end()?);
         }
-        let Position { epoch, offset, next_lsn, link, last_offset } = self.known;
+        self.known.check_last_frame(&self.active)?;
+        let Position { epoch, next_lsn, .. } = self.known;
+        let next = self.header_at_end()?.as_ref().and_then(FrameHeader::decode);
+        Ok(next.is_none_or(|header| (header.epoch, header.lsn) != (epoch, next_lsn)))
+    }
+
+    /// What stands where the header of the next frame would stand in the active segment, if there is room for one.
+    fn header_at_end(&self) -> Result<Option<[u8; FRAME_HEADER_BYTES]>, Error> {
         let mut bytes = [0; FRAME_HEADER_BYTES];
-        let read = |bytes: &mut [u8], offset| {
-            self.active.file.read_exact_at(bytes, offset).doing("read", self.active.id())
-        };
-        if let Some(last_offset) = last_offset {
-            read(&mut bytes, last_offset)?;
-            if checksum_found(&bytes) != link {
-                let found = "another frame, or none, where the last one stood".into();
-                return Err(Error::SetBack { found, expected: format!("lsn {}", next_lsn.previous()) });
-            }
+        if self.offset + bytes.len() as u64 > self.options.segment_bytes {
+            return Ok(None);
         }
-        if offset + FRAME_HEADER_BYTES as u64 > self.options.segment_bytes {
-            return Ok(true);
-        }
-        read(&mut bytes, offset)?;
-        Ok(FrameHeader::decode(&bytes).is_none_or(|header| (header.epoch, header.lsn) != (epoch, next_lsn)))
+        self.active.file.read_exact_at(&mut bytes, self.offset).doing("read", self.active.id())?;
+        Ok(Some(bytes))
     }
 
     /// Goes on behind what [`Log::news`] has found.
@@ -298,6 +298,7 @@ impl Log {
             synced_lsn: scan.known_synced(),
             is_dirty: scan.known_synced() < scan.end_lsn(),
             is_torn: scan.tail().is_torn(),
+            leftover: None,
             poisoned: None,
         })
     }
@@ -341,6 +342,7 @@ impl Log {
                 // Part of the run may be in the file. Its positions are used again, in another segment.
                 (self.next_lsn, self.link, self.known) = before;
                 self.is_torn = true;
+                self.leftover = self.header_at_end().unwrap_or(None);
                 // The run may have filled segments and had them synced; none of that counts any more.
                 let last = self.next_lsn.previous();
                 self.synced_lsn = self.synced_lsn.min(last);

@@ -84,6 +84,20 @@ pub(crate) struct Position {
     pub(crate) last_offset: Option<u64>,
 }
 
+impl Position {
+    /// Refuses a segment in which the last frame that is known does not stand where it stood.
+    pub(crate) fn check_last_frame(&self, segment: &Segment) -> Result<(), Error> {
+        let Some(last_offset) = self.last_offset else { return Ok(()) };
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        segment.file.read_exact_at(&mut bytes, last_offset).doing("read", segment.id())?;
+        if checksum_found(&bytes) == self.link {
+            return Ok(());
+        }
+        let found = "another frame, or none, where the last one stood".into();
+        Err(Error::SetBack { found, expected: format!("lsn {}", self.next_lsn.previous()) })
+    }
+}
+
 /// What an open log knows already, so that only the rest is read.
 pub(crate) struct Familiar {
     pub(crate) position: Position,
@@ -221,6 +235,7 @@ pub(crate) fn scan_with(
         let map = segment.map().doing("map", header.segment)?;
         let resumed_here = resumed.map(|(_, position)| position).filter(|at| at.epoch == header.epoch);
         if let Some(position) = resumed_here {
+            position.check_last_frame(&segment)?;
             (start, start_lsn) = (position.offset, position.next_lsn);
             (end_lsn, scan.link) = (start_lsn.previous(), position.link);
         }

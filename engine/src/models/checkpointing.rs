@@ -115,6 +115,7 @@ fn background() {
             let store = store.clone();
             start(move || commit(&store, "new", b"new").is_ok())
         };
+        machine.syncs.meet();
         let is_settled = read(&machine.cut(), "first").is_some();
         store.close().unwrap();
         let is_committed = committer.join().unwrap();
@@ -171,7 +172,7 @@ fn due() {
     wait_for_the_background("due checkpoint", |options| options.settle_after(std::time::Duration::ZERO));
 }
 
-/// The background thread of a poisoned store ends, though nobody stops it.
+/// The background thread of a poisoned store, which another process may recover, stays, and ends when it is told to.
 ///
 /// Bound: none, these are all schedules.
 #[test]
@@ -182,6 +183,7 @@ fn poisoned_background() {
         let store = machine.open(|options| options.checkpoints(Checkpoints::Background));
         let thread = store.shared.checkpointer.lock().take().unwrap();
         store.shared.engine.poison("the model says so");
+        store.shared.engine.stop_checkpointer();
         thread.join().unwrap();
         poisoned.fetch_add(1, Relaxed);
     });

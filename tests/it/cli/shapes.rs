@@ -176,7 +176,7 @@ fn an_open_store_names_its_holder() {
     }
     let root = tree.dir.path().to_str().unwrap();
     let at = locked.replacen('{', &format!(r#"{{"root":"{root}","#), 1);
-    starts(run(recover_all(&["--json", "--wait", "0"], &[root]), b""), &at);
+    starts(run(recover_all(&["--json"], &[root, "--wait", "0"]), b""), &at);
     let apply = tree.apply_with(&["--wait", "0"], r#"{"id":"x","ops":[]}"#);
     starts(apply, &locked.replacen('{', r#"{"id":"x","#, 1));
     assert_eq!(batch.end(), 0);

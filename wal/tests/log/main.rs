@@ -5,6 +5,7 @@ mod damage;
 mod faults;
 mod hostile;
 mod rules;
+mod several;
 mod writing;
 
 use std::num::NonZeroU8;
