@@ -13,6 +13,7 @@ pub mod foreign_dirs;
 pub mod hand_over;
 pub mod history;
 pub mod interrupted;
+pub mod serializability;
 pub mod signals;
 pub mod versions;
 pub mod volume;

@@ -135,7 +135,7 @@ pub(crate) fn chosen(word: &'static str, event: fn()) -> Chosen {
 }
 
 /// For children: SIGKILL at the first of those operations that is reached.
-pub(super) fn deadly() -> Chosen {
+pub(crate) fn deadly() -> Chosen {
     chosen("killed", || {
         let this = rustix::process::getpid();
         rustix::process::kill_process(this, rustix::process::Signal::KILL).unwrap();
