@@ -70,7 +70,7 @@ fn two_processes() {
                 }
             }
         };
-        let other = spawn("other", run(2, 1)).unwrap();
+        let other = spawn("other", run(2, 2)).unwrap();
         run(1, 2)();
         other.join().unwrap();
         assert_eq!((*lock.holder.lock(), *queue.holder.lock()), (None, None));
