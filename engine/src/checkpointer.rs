@@ -413,6 +413,9 @@ impl Engine {
             }
             // What can't be removed is swept by others.
             let _ = self.stage().remove(&self.places);
+            if self.options.exclusive {
+                self.places.give_to_owner()?;
+            }
             self.locks.leave();
             self.note_closed();
             return Ok(());

@@ -123,10 +123,16 @@ impl Engine {
     pub(crate) fn plan_and_stage(&self, transaction: &mut Transaction) -> Result<Prepared, Error> {
         trace::span!("atomtree.stage");
         let begun = transaction.begun;
-        self.prepare(transaction).map_err(|error| match try_lock(&self.commits) {
-            Some(commits) => self.with_culprit(error, &commits, begun),
-            // Not worth waiting for.
-            None => error,
+        self.prepare(transaction).map_err(|error| {
+            // A store that is gone sounds as if the transaction's own names were missing.
+            if error.kind() != ErrorKind::Conflict {
+                return self.locks.check_in_place(&self.places).err().unwrap_or(error);
+            }
+            match try_lock(&self.commits) {
+                Some(commits) => self.with_culprit(error, &commits, begun),
+                // Not worth waiting for.
+                None => error,
+            }
         })
     }
 

@@ -155,6 +155,9 @@ impl Store {
         // Root may act for somebody else, and for itself on a tree where it has made the store.
         let allowed = options.allow_owner.filter(|_| identity.uid == 0);
         places.check_ownership(&[Some(identity.uid), allowed].into_iter().flatten().collect::<Vec<_>>())?;
+        // What root makes there its owner can't open until root has left, and has given it to him.
+        let mut options = options;
+        options.exclusive |= places.owner()? != identity.uid;
         let engine = Engine::open(places, options, warnings, identity.uid)?;
         let checkpointer = match engine.options.checkpoints {
             Checkpoints::Background => {
@@ -349,6 +352,7 @@ impl Engine {
         // One look: between two of them a close could begin, and would pass for one that is done.
         match &*self.health.lock() {
             Health::Closing => Ok(()),
+            Health::Poisoned(_) if self.was_recovered() => Ok(()),
             health => health.check(),
         }
     }
@@ -396,6 +400,7 @@ impl Engine {
             Health::Open => *health = Health::Closing,
             Health::Closing => {}
             Health::Closed => return Ok(()),
+            Health::Poisoned(_) if self.was_recovered() => *health = Health::Closing,
             Health::Poisoned(reason) => return Err(Error::Poisoned { reason: reason.clone() }),
         }
         drop(health);

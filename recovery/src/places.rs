@@ -121,6 +121,31 @@ impl Places {
     }
 }
 
+impl Places {
+    /// Whom the store belongs to.
+    pub fn owner(&self) -> Result<u32, Error> {
+        Ok(self.store.own_metadata().doing("read the metadata of", STORE_DIR)?.uid)
+    }
+
+    /// Gives the store's owner what root has made in it. What lies in quarantine, or is kept as an original, may have
+    /// another owner, and keeps him.
+    pub fn give_to_owner(&self) -> Result<(), Error> {
+        let owner = self.store.own_metadata().doing("read the metadata of", STORE_DIR)?;
+        let parts = [("", &self.store), ("/wal", &self.wal), ("/history", &self.history)];
+        for (part, dir) in parts {
+            let label = format!("{STORE_DIR}{part}");
+            for entry in dir.list().doing("list", &label)? {
+                let found = dir.metadata(&entry.name).doing("look into", &label)?;
+                if found.uid == 0 && owner.uid != 0 {
+                    dir.set_owner_of(&entry.name, owner.uid, owner.gid)
+                        .doing("give to its owner what is in", &label)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 fn check_owner(path: &str, found: u32, owners: &[u32]) -> Result<(), Error> {
     if owners.contains(&found) {
         return Ok(());

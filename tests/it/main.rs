@@ -15,6 +15,7 @@ mod found_reading;
 mod full_disk;
 mod fuzz_corpus;
 mod golden;
+mod hand_over;
 mod kills;
 mod large;
 mod made_directories;
