@@ -94,7 +94,7 @@ impl Engine {
     pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
         trace::event!(INFO, "log full", used_bytes = used_bytes);
         self.checkpoint()?;
-        let used_now = self.lock_commits()?.log.used_bytes();
+        let used_now = self.lock_commits(self.options.deadline())?.log.used_bytes();
         if used_now < used_bytes {
             return Ok(());
         }

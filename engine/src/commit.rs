@@ -142,9 +142,11 @@ impl Engine {
         announcement: Announcement<'_, Vec<Prepared>, Vec<Outcome>>,
         parcel: Vec<Prepared>,
     ) -> Result<Vec<Outcome>, Error> {
+        // Those who lead in vain pass that on, and those behind them have waited as long.
+        let deadline = self.options.deadline();
         let led = announcement.submit_after(
             parcel,
-            || self.lock_commits(),
+            || self.lock_commits(deadline),
             |mut commits, batch| self.lead(&mut commits, batch),
         );
         led.map_err(|failed| match failed {

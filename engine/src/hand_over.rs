@@ -192,8 +192,7 @@ impl Drop for CheckpointTurn<'_> {
 
 impl Engine {
     /// Takes the commit lock, and learns what others have added to the log; finishes it first if one of them died.
-    pub(crate) fn lock_commits(&self) -> Result<CommitLock<'_>, Error> {
-        let deadline = self.options.deadline();
+    pub(crate) fn lock_commits(&self, deadline: Instant) -> Result<CommitLock<'_>, Error> {
         if let (commits, Found::Known) = self.hold_commits(deadline)? {
             return Ok(commits);
         }

@@ -145,6 +145,16 @@ pub(crate) fn deadly() -> Chosen {
     })
 }
 
+/// For children: SIGSTOP at each of those operations.
+pub(crate) fn stopping() -> Chosen {
+    chosen("stops", || {
+        let this = rustix::process::getpid();
+        rustix::process::kill_process(this, rustix::process::Signal::STOP).unwrap();
+        // Another thread may be the one that gets the signal, and stops this one a moment later.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    })
+}
+
 pub(super) fn lines_of(counts: &Counts) -> String {
     counts.iter().map(|((phase, verb), count)| format!("count {phase} {verb} {count}\n")).collect()
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{PATIENCE, Worker, ready};
 use crate::basics::{child, child_root, commit, inspect, small};
 use crate::cli::program;
-use crate::kills::operations::chosen;
+use crate::kills::operations::stopping;
 use crate::kills::say;
 
 /// The exit status of a store that others have.
@@ -43,16 +43,14 @@ fn status(root: &Path) -> Value {
 
 /// A member that commits once it is told to; it stops itself where `ATOMTREE_TARGETS` says.
 fn commit_once(root: &Path) {
-    let stopping = chosen("stops", || {
-        rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).unwrap();
-    });
+    let storage = stopping();
     let options = small().checkpoints(Checkpoints::Manual).lock_timeout(PATIENCE);
-    let store = options.vfs(stopping.vfs()).open(root).unwrap();
+    let store = options.vfs(storage.vfs()).open(root).unwrap();
     let wanted = ready();
-    stopping.enter("commit");
+    storage.enter("commit");
     say("commits");
     commit(&store, |tx| tx.write(format!("by-{}", std::process::id()), "x")).unwrap();
-    stopping.enter("rest");
+    storage.enter("rest");
     say("committed");
     while wanted.load(std::sync::atomic::Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(1));

@@ -90,6 +90,13 @@ impl Crew<'_> {
         }
     }
 
+    /// Whose process took the commit lock last, as its file says, if it is one of these.
+    fn holder(&mut self) -> Option<usize> {
+        let note = std::fs::read_to_string(self.root.join(".atomtree/lock")).ok()?;
+        let pid: u32 = note.lines().next()?.strip_prefix("pid ")?.parse().ok()?;
+        self.workers.iter_mut().position(|worker| worker.pid() == pid)
+    }
+
     /// How long it takes until another so many versions are acknowledged.
     fn next(&mut self, count: u64, label: &str) -> Duration {
         let (begun, wanted) = (Instant::now(), self.acknowledged + count);
@@ -129,7 +136,9 @@ fn members_die_and_stop_and_the_others_go_on() {
     let (mut kills, mut stops, mut longest) = (0, 0, Duration::ZERO);
     while begun.elapsed() < duration(Duration::from_secs(5)) {
         std::thread::sleep(Duration::from_micros(random.below(60_000)));
-        let own = random.below(PROCESSES) as usize;
+        // Often who is in the middle of a commit.
+        let holder = if random.below(4) > 0 { crew.holder() } else { None };
+        let own = holder.unwrap_or_else(|| random.below(PROCESSES) as usize);
         let label = format!("kill {kills}, stop {stops}, process {own}");
         if random.below(4) == 0 {
             crew.workers[own].signal(Signal::STOP);
@@ -163,6 +172,7 @@ fn members_die_and_stop_and_the_others_go_on() {
          60 versions took {before:.2?} at first and {after:.2?} at last; nobody waited longer than {longest:.2?}",
         chain.redone
     );
-    assert!(kills > 10 && stops > 0, "there was nothing to survive");
+    assert!(kills > 5 && stops > 0, "there was nothing to survive");
+    assert!(taken_over + chain.redone > 0, "nobody was killed in the middle of a commit");
     assert!(after < before * 10 + Duration::from_secs(2), "they have become slow: {before:?}, {after:?}");
 }

@@ -8,7 +8,7 @@ use atomtree_tests::signals::Signal;
 
 use super::{PATIENCE, Worker, end, go, ready};
 use crate::basics::{child, child_root, commit, inspect, kind_of, small};
-use crate::kills::operations::chosen;
+use crate::kills::operations::stopping;
 use crate::kills::say;
 
 /// How long the others wait for it.
@@ -22,22 +22,20 @@ fn options() -> Options {
 
 /// A child that stops itself at an operation of the phase `commit` or `checkpoint`, and says so.
 fn stop_at_operation(root: &Path) {
-    let stopping = chosen("stops", || {
-        rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).unwrap();
-    });
-    let store = options().vfs(stopping.vfs()).open(root).unwrap();
+    let storage = stopping();
+    let store = options().vfs(storage.vfs()).open(root).unwrap();
     ready();
-    stopping.enter("commit");
+    storage.enter("commit");
     let receipt = commit(&store, |tx| {
         tx.write("a", "by who was stopped")?;
         tx.write("b", "by who was stopped")
     })
     .unwrap();
     say(&format!("committed {}", receipt.tx().0));
-    stopping.enter("checkpoint");
+    storage.enter("checkpoint");
     store.checkpoint().unwrap();
     say("checkpointed");
-    stopping.enter("close");
+    storage.enter("close");
     store.close().unwrap();
 }
 
@@ -215,13 +213,11 @@ fn a_stopped_checkpoint_holds_up_no_commits() {
 fn who_makes_the_store_is_waited_for() {
     let test = "processes::stopped::who_makes_the_store_is_waited_for";
     if let Some(root) = child_root() {
-        let stopping = chosen("stops", || {
-            rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).unwrap();
-        });
+        let storage = stopping();
         ready();
-        stopping.enter("create");
-        let store = options().vfs(stopping.vfs()).open(root).unwrap_or_else(|error| panic!("{error}"));
-        stopping.enter("rest");
+        storage.enter("create");
+        let store = options().vfs(storage.vfs()).open(root).unwrap_or_else(|error| panic!("{error}"));
+        storage.enter("rest");
         commit(&store, |tx| tx.write(std::process::id().to_string(), "x")).unwrap();
         return store.close().unwrap();
     }
