@@ -349,6 +349,8 @@ impl Engine {
         // One look: between two of them a close could begin, and would pass for one that is done.
         match &*self.health.lock() {
             Health::Closing => Ok(()),
+            // Who takes the commit lock next finds out the rest.
+            Health::Poisoned(_) if self.was_recovered() => Ok(()),
             health => health.check(),
         }
     }
@@ -396,6 +398,7 @@ impl Engine {
             Health::Open => *health = Health::Closing,
             Health::Closing => {}
             Health::Closed => return Ok(()),
+            Health::Poisoned(_) if self.was_recovered() => *health = Health::Closing,
             Health::Poisoned(reason) => return Err(Error::Poisoned { reason: reason.clone() }),
         }
         drop(health);
