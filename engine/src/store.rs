@@ -327,6 +327,7 @@ impl Engine {
         // One look: between two of them a close could begin, and would pass for one that is done.
         match &*self.health.lock() {
             Health::Closing => Ok(()),
+            // Who takes the commit lock next finds out the rest.
             Health::Poisoned(_) if self.was_recovered() => Ok(()),
             health => health.check(),
         }
