@@ -94,7 +94,7 @@ impl Engine {
     pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
         trace::event!(INFO, "log full", used_bytes = used_bytes);
         self.checkpoint()?;
-        let used_now = self.lock_commits()?.log.used_bytes();
+        let used_now = self.lock_commits(self.options.deadline())?.log.used_bytes();
         if used_now < used_bytes {
             return Ok(());
         }
@@ -225,7 +225,7 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Progress::PutOff(error)),
             result => result?,
         }
-        self.clear_again(&uncleared)?;
+        self.clear_again(&uncleared, &transactions)?;
         let recorded = {
             let mut lock = None;
             match self.held_or_locked(turn, &mut held, &mut lock) {
@@ -312,13 +312,15 @@ impl Engine {
     }
 
     /// Clears what another process's checkpoint or recovery settled, in case that died before it had done so. Before there is
-    /// a record that says so: see [`CommitState::take_up`].
-    fn clear_again(&self, uncleared: &[Arc<Committed<'static>>]) -> Result<(), Error> {
-        if uncleared.is_empty() {
-            return Ok(());
-        }
-        let transactions = uncleared.iter().map(|transaction| &**transaction);
-        Ok(clear_slots(&self.places, transactions, &mut self.applier()?)?)
+    /// a record that says so: see [`CommitState::take_up`]. A recovery that died may have held what is unsettled.
+    fn clear_again(
+        &self,
+        uncleared: &[Arc<Committed<'static>>],
+        unsettled: &[Arc<Committed<'static>>],
+    ) -> Result<(), Error> {
+        let uncleared = uncleared.iter().map(|transaction| &**transaction);
+        let unsettled = unsettled.iter().map(|transaction| &**transaction);
+        Ok(clear_slots(&self.places, uncleared, unsettled, &mut self.applier()?)?)
     }
 
     /// Clears what processes have left in `stage/` that died while nothing of theirs was unsettled. Under the commit lock.
@@ -379,7 +381,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Settles everything, and says in the log that nothing follows if no other process has the store open.
+    /// Settles what this process has committed, and, if no other one has the store open, everything; says in the log then
+    /// that nothing follows.
     pub(crate) fn close_log(&self) -> Result<(), Error> {
         loop {
             self.checkpoint()?;
@@ -388,25 +391,33 @@ impl Engine {
             let turn = self.checkpoint_turn(deadline)?;
             let mut commits = self.lock_commits_in(&turn, deadline)?;
             self.check_settling()?;
-            if !commits.unsettled.is_empty() {
+            // What others have committed meanwhile is theirs, or nobody would ever get away from those who commit all the
+            // time.
+            if commits.settled < commits.last_own {
                 continue;
             }
-            self.clear_again(&commits.uncleared)?;
+            self.clear_again(&commits.uncleared, &commits.unsettled)?;
             commits.uncleared.clear();
-            let closed = match self.locks.is_alone() {
-                Ok(true) => close_settled_log(&mut commits),
-                Ok(false) => Ok(()),
+            let left = match self.locks.is_alone() {
+                Ok(false) => Ok(true),
+                Ok(true) if !commits.unsettled.is_empty() => Ok(false),
+                Ok(true) => close_settled_log(&mut commits).map(|()| true),
                 Err(error) => Err(error),
             };
-            if let Err(error) = closed {
+            if !matches!(left, Ok(true)) {
                 // The store stays open, and others may have it too, as before.
                 if !self.options.exclusive {
                     self.locks.join()?;
                 }
-                return Err(error);
+                if !left? {
+                    continue;
+                }
             }
             // What can't be removed is swept by others.
             let _ = self.stage().remove(&self.places);
+            if self.options.exclusive {
+                self.places.give_to_owner(self.locks.me().since)?;
+            }
             self.locks.leave();
             self.note_closed();
             return Ok(());

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atomtree_recovery::Doing;
 use atomtree_recovery::ballast::Ballast;
@@ -11,13 +12,35 @@ use atomtree_recovery::places::{Places, STORE_PARTS, StoreFile};
 use atomtree_recovery::tree_path::{STORE_DIR, STORE_DIR_NEW};
 use atomtree_vfs::{Access, Dir, File, Lock};
 use atomtree_wal::Log;
+use atomtree_wal::sync::now;
 
 use crate::error::{Error, ErrorKind, OnPath};
-use crate::lock::{CHECKPOINT_FILE, LOCK_FILE, MEMBERS_FILE, RETRY_FILE, TURN_FILE};
+use crate::lock::{CHECKPOINT_FILE, LOCK_FILE, MEMBERS_FILE, Member, RETRY_FILE, TURN_FILE, locked};
 use crate::options::Options;
 
+/// How long between two looks at a store that somebody else is creating.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Makes sure that there is a store: builds it, or waits for who does.
+///
+/// # Errors
+/// `locked` if another process was building it all the time.
+pub(crate) fn ensure(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
+    let deadline = options.deadline();
+    loop {
+        match root.metadata(OsStr::new(STORE_DIR)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found.map(drop).on("look at", STORE_DIR),
+        }
+        match create(root, options) {
+            Err(Error::Locked { .. }) if now() < deadline => std::thread::sleep(PAUSE),
+            created => created?,
+        }
+    }
+}
+
 /// Builds a store under another name and renames it into place.
-pub(crate) fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
+fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     let vfs = &options.vfs;
     let new = Path::new(STORE_DIR_NEW);
     let busy = || Error::Locked { holder: "a process that is creating it".into() };
@@ -38,7 +61,11 @@ pub(crate) fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error
         lock => lock.doing("create", ".atomtree.new/lock")?,
     };
     if !lock.try_lock(Lock::Exclusive).doing("lock", ".atomtree.new/lock")? {
-        return Err(busy());
+        return Err(locked(
+            &**vfs,
+            Member::read(&*lock).map(|note| (note, "the store, to create it,")),
+            now(),
+        ));
     }
     // Whoever held the lock before may have finished, and what we hold is then the store itself.
     match root.metadata(new.as_os_str()) {
@@ -51,6 +78,10 @@ pub(crate) fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error
         Ok(_) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).on("look at", STORE_DIR),
+    }
+    // A hint for those who wait.
+    if let Ok(process) = vfs.process() {
+        let _ = Member::new(process, vfs.now()).write(&*lock);
     }
     clear_unfinished(&*dir)?;
     for part in STORE_PARTS {

@@ -264,7 +264,7 @@ impl Engine {
         turn: &GuardTurn,
     ) -> Result<Announced, Error> {
         loop {
-            let mut commits = self.lock_commits()?;
+            let mut commits = self.lock_commits(self.options.deadline())?;
             match self.checkpoint_held(&mut commits) {
                 Some(settled) => {
                     settled?;
@@ -313,7 +313,7 @@ impl Engine {
         if GuardPlaces::open(&self.places)?.is_none() {
             return Ok(());
         }
-        let commits = self.lock_commits()?;
+        let commits = self.lock_commits(self.options.deadline())?;
         let report = self.roll_back_abandoned()?;
         drop(commits);
         self.report.rolled_back += report.rolled_back;

@@ -88,7 +88,7 @@ impl Locks {
             inode: file.metadata().doing("look at", ".atomtree/lock")?.inode,
             store_inode: places.store.own_metadata().doing("look at", STORE_DIR)?.inode,
             file,
-            me: Member { process, since: places.vfs.now(), waiting_since: None },
+            me: Member::new(process, places.vfs.now()),
             own: OnceLock::new(),
         })
     }
@@ -156,7 +156,7 @@ impl Locks {
 
     /// Whether the store and its lock are the ones that stand under the root: otherwise there may be others, who lock
     /// another file.
-    fn check_in_place(&self, places: &Places) -> Result<(), Error> {
+    pub(crate) fn check_in_place(&self, places: &Places) -> Result<(), Error> {
         let is_in_place = || -> io::Result<bool> {
             Ok(places.root.metadata(OsStr::new(STORE_DIR))?.inode == self.store_inode
                 && places.store.metadata(OsStr::new(LOCK_FILE))?.inode == self.inode)
@@ -298,7 +298,7 @@ fn is_locked(file: &dyn File) -> io::Result<bool> {
 }
 
 /// The error of who has waited in vain.
-fn locked(vfs: &dyn Vfs, holder: Option<(Member, &str)>, begun: Instant) -> Error {
+pub(crate) fn locked(vfs: &dyn Vfs, holder: Option<(Member, &str)>, begun: Instant) -> Error {
     let waited = (now() - begun).as_secs_f32();
     let holder = match holder {
         Some((Member { process, since, .. }, what)) => {

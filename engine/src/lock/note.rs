@@ -31,6 +31,10 @@ pub struct Member {
 }
 
 impl Member {
+    pub(crate) fn new(process: ProcessIdentity, since: Timestamp) -> Self {
+        Self { process, since, waiting_since: None }
+    }
+
     /// What the file says, if it can be understood.
     pub(crate) fn read(file: &dyn File) -> Option<Self> {
         let text = read_part(file, 0).ok()?;

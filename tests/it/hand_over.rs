@@ -1,0 +1,49 @@
+//! Several processes with one store, on a simulated machine: whatever one is at when another acts, or when it dies, when a
+//! sync fails or somebody edits a file, nothing that was acknowledged is lost, and whoever is left goes on.
+
+use std::sync::Mutex;
+
+use atomtree_tests::hand_over::{Case, Effort, Visited, explore, replay};
+
+use crate::crash_points::sum_over;
+
+/// How many scenarios each ordinary run explores; `ATOMTREE_HAND_OVER_SEEDS=first..end` explores others, thoroughly.
+fn seeds(count: u64) -> (std::ops::Range<u64>, bool) {
+    let Ok(text) = std::env::var("ATOMTREE_HAND_OVER_SEEDS") else { return (0..count, false) };
+    let (first, end) = text.split_once("..").expect("two numbers with two dots between them");
+    (first.parse().expect("a number")..end.parse().expect("a number"), true)
+}
+
+/// Goal: P1, P2, P4, P5, P7 and P9 among processes. Method: generated scenarios of two and three processes, of which one is
+/// interrupted at each of its calls: by a whole act of another, by its death, by a failing sync, or by an edit; then the
+/// others go on, are interrupted themselves, and the machine goes down at moments all along.
+#[test]
+fn whoever_is_interrupted_the_others_go_on() {
+    let (seeds, is_chosen) = seeds(60);
+    let effort = if is_chosen {
+        Effort { interruptions_per_mille: 1000, nested: 3, moments_per_mille: 30 }
+    } else {
+        Effort { interruptions_per_mille: 250, nested: 1, moments_per_mille: 15 }
+    };
+    let sum = Mutex::new(Visited::default());
+    sum_over(seeds, |seed| {
+        let visited = explore(seed, effort);
+        *sum.lock().expect("it is held for a moment") += visited;
+        visited.runs
+    });
+    let visited = sum.into_inner().expect("it is held for a moment");
+    println!("{visited:#?}");
+    assert!(is_chosen || visited.machines > 10_000, "{visited:?}");
+}
+
+/// Goal: a case that a failure names can be looked at. Method: `ATOMTREE_HAND_OVER_CASE` replays it.
+#[test]
+fn a_case_is_replayed() {
+    let text = std::env::var("ATOMTREE_HAND_OVER_CASE").unwrap_or_else(|_| "0/0:7d/1:9d".to_owned());
+    let case: Case = text.parse().expect("a case");
+    assert_eq!(case.to_string(), text);
+    match replay(&case) {
+        Ok(told) => println!("{told}"),
+        Err(reason) => panic!("{reason}"),
+    }
+}
