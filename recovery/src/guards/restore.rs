@@ -186,7 +186,7 @@ impl Restore<'_> {
     /// Whether any directory is not the one that was captured.
     fn has_other_dirs(&self, found: &[Found]) -> bool {
         let found: HashMap<&[u8], u64> =
-            found.iter().map(|one| (one.path.as_bytes(), one.metadata.inode)).collect();
+            dirs_of(found).map(|one| (one.path.as_bytes(), one.metadata.inode)).collect();
         let mut dirs = self.manifest.originals.iter().filter(|original| original.kind() == Kind::Dir);
         dirs.any(|dir| found.get(dir.path.as_slice()) != Some(&dir.inode))
     }
@@ -309,7 +309,7 @@ impl Restore<'_> {
     /// Gives directories the mode, owner and attributes that they had, the deepest first.
     fn close_directories(&mut self, found: &[Found]) -> Result<(), Error> {
         self.parents.forget();
-        let by_path: HashMap<&[u8], &Found> = found.iter().map(|one| (one.path.as_bytes(), one)).collect();
+        let by_path: HashMap<&[u8], &Found> = dirs_of(found).map(|one| (one.path.as_bytes(), one)).collect();
         for original in self.manifest.originals.iter().rev().filter(|original| original.kind() == Kind::Dir) {
             let path = original.tree_path();
             self.close_directory(original, &path, by_path.get(original.path.as_slice()).copied())
@@ -437,6 +437,10 @@ fn has_content_of(original: &Original, dir: &dyn Dir, name: &OsStr) -> io::Resul
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+fn dirs_of(found: &[Found]) -> impl Iterator<Item = &Found> {
+    found.iter().filter(|one| one.metadata.kind == Kind::Dir)
 }
 
 /// Gives a directory these attributes: owner first, because changing it may clear others; the mode last.
