@@ -115,7 +115,7 @@ fn guarded(common: &Common, store: &StoreFlags, flags: &RunFlags) -> Result<u8, 
         return Ok(by_signal(signal));
     }
     let child = Child::start(common, &guard, &flags.command)?;
-    let ending = child.wait(&signals, flags.timeout.map(|timeout| start + timeout));
+    let ending = child.wait(&signals, flags.timeout.map(|timeout| Instant::now() + timeout));
     let status = match ending {
         Ending::Exited(status) => status,
         Ending::TimedOut => TIMED_OUT,

@@ -300,7 +300,7 @@ impl Announced {
     /// Clears up. What can't be cleared is swept by a later guard, or at the next open.
     fn abandon(&self, guards: &GuardPlaces) {
         let _ = clear(guards, &self.id, &*self.dir);
-        let _ = clear_cache(guards);
+        let _ = clear_cache(guards, &guards.index());
         let _ = self.lock.unlock();
     }
 }
@@ -400,31 +400,40 @@ fn end(guards: &GuardPlaces, id: &str, dir: &dyn Dir, manifest: &Manifest) -> Re
     dir.sync().doing("sync", &label).map_err(Ended::Unknown)?;
     // The rest is order. What is left lying is swept by a later guard, or at the next open.
     if let Ok(turn) = guards.take_turn() {
-        let _ = write_index(guards, manifest);
+        let index = write_index(guards, manifest);
         let _ = clear(guards, id, dir);
-        let _ = clear_cache(guards);
+        if let Ok(Some(index)) = index {
+            let _ = clear_cache(guards, &index);
+        }
         drop(turn);
     }
     Ok(())
 }
 
-/// Takes the images of a guard that has ended into the index: they are durable, and nobody else refers to them.
-fn write_index(guards: &GuardPlaces, ended: &Manifest) -> io::Result<()> {
+/// Takes the images of a guard that has ended into the index: they are durable, and nobody else refers to them. Returns
+/// the index if that has changed it: then there may be images that nobody needs any more.
+fn write_index(guards: &GuardPlaces, ended: &Manifest) -> io::Result<Option<Manifest>> {
     let mut index = guards.index();
     let has_image = |original: &&manifest::Original| original.image.is_some();
     let is_new = (ended.originals.iter().filter(has_image))
         .any(|original| index.find(&original.path).is_none_or(|known| known.image != original.image));
-    if !is_new {
-        return Ok(());
+    // A name that has gone would otherwise be known for ever.
+    let patterns = Patterns::new(ended.patterns.clone()).map_err(io::Error::other)?;
+    let has_gone = |known: &manifest::Original| {
+        ended.find(&known.path).is_none() && patterns.concerns(&known.tree_path(), false)
+    };
+    if !is_new && !index.originals.iter().any(has_gone) {
+        return Ok(None);
     }
-    index.originals.retain(|known| ended.find(&known.path).is_none());
+    index.originals.retain(|known| ended.find(&known.path).is_none() && !has_gone(known));
     index.originals.extend(ended.originals.iter().filter(has_image).cloned());
     index.originals.sort_unstable_by(|one, other| one.path.cmp(&other.path));
     let new = format!("{INDEX_FILE}{NEW_SUFFIX}");
     remove_if_there(&*guards.guards, &new)?;
     manifest::write(&*guards.guards, &new, &index)?;
     // Not synced: one that is torn after a power cut is as good as none.
-    guards.guards.rename_over(OsStr::new(&new), &*guards.guards, OsStr::new(INDEX_FILE))
+    guards.guards.rename_over(OsStr::new(&new), &*guards.guards, OsStr::new(INDEX_FILE))?;
+    Ok(Some(index))
 }
 
 /// Removes a guard's directory.
@@ -439,18 +448,18 @@ fn clear(guards: &GuardPlaces, id: &str, dir: &dyn Dir) -> io::Result<()> {
 }
 
 /// Removes images that neither the index nor a guard refers to.
-fn clear_cache(guards: &GuardPlaces) -> Result<(), Error> {
+fn clear_cache(guards: &GuardPlaces, index: &Manifest) -> Result<(), Error> {
     let mut needed: HashSet<String> = HashSet::new();
-    let mut need = |manifest: Manifest| {
-        let images = manifest.originals.into_iter().filter_map(|original| original.image);
-        needed.extend(images.map(|image| image.name));
+    let mut need = |manifest: &Manifest| {
+        let images = manifest.originals.iter().filter_map(|original| original.image.as_ref());
+        needed.extend(images.map(|image| image.name.clone()));
     };
-    need(guards.index());
+    need(index);
     for name in guards.names().doing("list", GUARDS_DIR)? {
         let label = format!("guards/{name}");
         let Some(dir) = guards.dir(&name).doing("open", &label)? else { continue };
         if let Some(manifest) = manifest::read(&*dir, MANIFEST_FILE, &label)? {
-            need(manifest);
+            need(&manifest);
         }
     }
     for entry in guards.cache.list().doing("list", "guards/cache")? {
@@ -599,7 +608,7 @@ fn sweep(guards: &GuardPlaces) -> Result<(), Error> {
         clear(guards, &name, &*dir).doing("clear", &label)?;
         has_swept = true;
     }
-    if has_swept { clear_cache(guards) } else { Ok(()) }
+    if has_swept { clear_cache(guards, &guards.index()) } else { Ok(()) }
 }
 
 /// The lock of a guard whose owner has gone.

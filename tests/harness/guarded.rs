@@ -4,12 +4,13 @@
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use atomtree::vfs::faults::{Call, Faults};
+use atomtree::vfs::faults::{Call, Fault, Faults, Verb};
 use atomtree::vfs::sim::Sim;
 use atomtree::vfs::{Access, Dir, Timestamp, Vfs};
-use atomtree::{Error, Guard, GuardOptions, Store};
+use atomtree::{Error, ErrorKind, Guard, GuardOptions, Store};
 
 use crate::crash::{Crash, ROOT, differences, is_operation, machine, open, tree_of};
 use crate::history::{Entry, History, Random, Settings, Tree};
@@ -433,4 +434,117 @@ fn go_on(scene: &Scene, store: &Store, machine: &Sim, random: &mut Random) -> Re
         compare(scene, machine, &[if keep { edited } else { before }])?;
     }
     Ok(())
+}
+
+/// How a call fails, and how long.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    number: u64,
+    errno: i32,
+    lasts: bool,
+}
+
+/// Runs the scene with this call failing, counted from the first guard on, until something is told. Returns how many
+/// calls there were, and what may be found.
+fn run_failing(scene: &Scene, sim: &Sim, failing: Option<Failing>) -> (u64, Vec<Tree>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let (is_on, is_hit) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (counted, on, hit, machine) =
+        (Arc::clone(&count), Arc::clone(&is_on), Arc::clone(&is_hit), sim.clone());
+    let rule = move |call: &Call| {
+        if !on.load(Ordering::Relaxed) {
+            return None;
+        }
+        let number = counted.fetch_add(1, Ordering::Relaxed) + 1;
+        let Failing { number: first, errno, lasts } = failing?;
+        if number != first && !(lasts && number > first) {
+            return None;
+        }
+        hit.store(true, Ordering::Relaxed);
+        Some(match call.verb {
+            Verb::SyncData | Verb::SyncAll => Fault::LoseData(errno),
+            Verb::SyncFilesystem => {
+                machine.fail_write_back();
+                Fault::Error(errno)
+            }
+            _ => Fault::Error(errno),
+        })
+    };
+    let faults: Arc<dyn Vfs> = Arc::new(Faults::new(Arc::new(sim.clone()), Arc::new(rule)));
+    let outside = sim.open_root(Path::new(ROOT)).expect("it is there");
+    let store = open(faults, &scene.settings).expect("nothing fails yet");
+    let mut tree = scene.covered(tree_of(sim));
+    let mut allowed = vec![tree.clone()];
+    for (edits, end) in &scene.rounds {
+        is_on.store(true, Ordering::Relaxed);
+        let guard = store.guard_with(&scene.options());
+        let Ok(guard) = guard else {
+            assert!(is_hit.load(Ordering::Relaxed), "{scene:#?}: it fails by itself: {:?}", guard.err());
+            compare(scene, sim, &allowed)
+                .unwrap_or_else(|reason| panic!("{failing:?} of {scene:#?}: {reason}"));
+            break;
+        };
+        edits.iter().for_each(|edit| edit.perform(&*outside));
+        let edited = scene.covered(tree_of(sim));
+        let ended = match end {
+            End::Kept => {
+                allowed = vec![tree.clone(), edited.clone()];
+                guard.keep().map(|()| allowed = vec![edited.clone()])
+            }
+            End::RolledBackKeeping => guard.roll_back_keeping().map(drop),
+            End::RolledBack => guard.roll_back().map(drop),
+            End::Left => {
+                guard.leave();
+                break;
+            }
+        };
+        if ended.is_err() {
+            assert!(is_hit.load(Ordering::Relaxed), "{scene:#?}: it fails by itself: {ended:?}");
+            let kind = store.begin().err().map(|error| error.kind());
+            assert_eq!(kind, Some(ErrorKind::Poisoned), "{failing:?} of {scene:#?}: after {ended:?}");
+            break;
+        }
+        compare(scene, sim, &allowed).unwrap_or_else(|reason| panic!("{failing:?} of {scene:#?}: {reason}"));
+        tree = allowed[0].clone();
+    }
+    // The device is well again, and whoever had the store open is gone.
+    is_on.store(false, Ordering::Relaxed);
+    (count.load(Ordering::Relaxed), allowed)
+}
+
+/// Fails one call of the scene after the other, once or from then on, with each of a few errors in turn, and judges what
+/// the next open makes of it. Returns how many were judged.
+///
+/// # Panics
+/// With the way there, when a promise is broken.
+pub fn fail_every_call(scene: &Scene) -> u64 {
+    let (calls, _) = run_failing(scene, &scene.machine(), None);
+    let mut random = Random::new(scene.seed ^ 0xfa11);
+    for number in 1..=calls {
+        // Input/output, no space, permission denied, interrupted, too many open files.
+        let failing = Failing { number, errno: *random.pick(&[5, 28, 13, 4, 24]), lasts: random.percent(40) };
+        let sim = scene.machine();
+        sim.set_trace(true);
+        let (_, allowed) = run_failing(scene, &sim, Some(failing));
+        let crash = if random.percent(50) { Crash::Kill } else { Crash::Cut(random.next()) };
+        let machine = crash.of(&sim);
+        let fail = |reason: &str| -> ! {
+            panic!("{failing:?}, then {crash:?}, of {scene:#?}: {reason}\n{}", sim.trace().join("\n"))
+        };
+        let store = match opened(&machine, scene) {
+            Ok(store) => store,
+            Err(error) => fail(&format!("it does not open: {error}")),
+        };
+        if !store.recovery().lost.is_empty() {
+            fail(&format!("lost: {:?}", store.recovery().lost));
+        }
+        if let Err(reason) = compare(scene, &machine, &allowed) {
+            fail(&reason);
+        }
+        let left = leftovers(&machine);
+        if !left.is_empty() {
+            fail(&format!("guards are left: {left:?}"));
+        }
+    }
+    calls
 }

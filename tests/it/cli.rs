@@ -7,6 +7,7 @@ mod batch;
 mod demo;
 mod errors;
 mod hostile;
+mod run;
 mod shapes;
 mod terminal;
 mod torture;

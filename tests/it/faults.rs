@@ -29,7 +29,9 @@ static SURVEY: LazyLock<Survey> = LazyLock::new(|| {
 #[test]
 fn every_place_that_calls_storage_is_reached() {
     let mentions = mentions();
-    let seen: BTreeSet<Site> = SURVEY.keys().map(|(site, _)| site.clone()).collect();
+    // Guards have a loop of their own, in `guards::explored`; what every open and commit asks of them is in this one too.
+    let sites = SURVEY.keys().map(|(site, _)| site).filter(|site| !site.file.contains("guard"));
+    let seen: BTreeSet<Site> = sites.cloned().collect();
     let (unseen, unlisted) = compare(&mentions, &seen);
     println!(
         "{} places in the sources, {} calls seen there, {} with their phases; {} workloads",

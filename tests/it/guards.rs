@@ -186,6 +186,7 @@ fn what_is_kept_stays() {
     let store = open(root);
     let guard = store.guard(["**"]).unwrap();
     edits::all()(root);
+    fs::remove_file(root.join("swap/two/f")).unwrap();
     let after = all(root);
     let changes = guard.changes().unwrap();
     assert!(!changes.created.is_empty() && !changes.changed.is_empty() && !changes.removed.is_empty());

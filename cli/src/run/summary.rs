@@ -1,6 +1,7 @@
 //! What `atomtree run` says when the command has ended: to people on standard error, because standard output is the
 //! command's; to programs as the last line of standard output.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use atomtree::{GuardChanges, TreePath};
 use serde::Serialize;
 
 use super::child::Ending;
-use crate::answer::{Failure, complain, json, print};
+use crate::answer::{Failure, json, print};
 use crate::arguments::Common;
 use crate::path::JsonPath;
 use crate::text::{counted, printable, span_of_ms};
@@ -83,7 +84,8 @@ impl Outcome {
                 ms,
             }));
         }
-        complain(&self.told(ms));
+        // Names are printable already. That it could not be said can't be said either.
+        let _ = io::stderr().write_all(format!("atomtree: {}\n", self.told(ms)).as_bytes());
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! nothing needs space but names, for which some is kept back, and whoever still holds an edited file open holds an inode
 //! that is in the tree no more. A name that is as it was is left alone, so whatever interrupts this, it can be done again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
@@ -156,20 +156,39 @@ impl Restore<'_> {
             .chain(difference.removed.iter().copied())
             .collect();
         going.sort_unstable();
-        for index in going {
-            let original = &self.manifest.originals[index];
+        for index in &going {
+            let original = &self.manifest.originals[*index];
             let path = original.tree_path();
             // A directory that is not guarded comes back with what is guarded in it.
-            if !original.is_guarded {
-                continue;
+            if original.is_guarded {
+                let made = match (original.kind(), path.parent()) {
+                    (Kind::Dir, _) => self.make_dirs(&path),
+                    (_, Some(above)) => self.make_dirs_once(&above),
+                    (_, None) => Ok(()),
+                };
+                made.doing("put back", &path)?;
             }
-            match original.kind() {
-                Kind::Dir => self.make_dirs(&path),
-                _ => self.put_file(original, &path, standing.contains(&index)),
+        }
+        if self.has_other_dirs(found) {
+            // A power cut could take back what brought such a directory to its name, and leave there what was put into it.
+            self.places.root.sync_filesystem().doing("sync the file system of", ".")?;
+        }
+        for index in going {
+            let original = &self.manifest.originals[index];
+            if original.is_guarded && original.kind() != Kind::Dir {
+                let path = original.tree_path();
+                self.put_file(original, &path, standing.contains(&index)).doing("put back", &path)?;
             }
-            .doing("put back", &path)?;
         }
         Ok(())
+    }
+
+    /// Whether any directory is not the one that was captured.
+    fn has_other_dirs(&self, found: &[Found]) -> bool {
+        let found: HashMap<&[u8], u64> =
+            dirs_of(found).map(|one| (one.path.as_bytes(), one.metadata.inode)).collect();
+        let mut dirs = self.manifest.originals.iter().filter(|original| original.kind() == Kind::Dir);
+        dirs.any(|dir| found.get(dir.path.as_slice()) != Some(&dir.inode))
     }
 
     /// Makes the directory, and those above, where there is none. They get their attributes at the end.
@@ -197,9 +216,6 @@ impl Restore<'_> {
     }
 
     fn put_file(&mut self, original: &Original, path: &TreePath, is_standing: bool) -> io::Result<()> {
-        if let Some(above) = path.parent() {
-            self.make_dirs_once(&above)?;
-        }
         let to = self.dir_of(path)?;
         if is_standing && self.keep == Keep::InQuarantine {
             self.quarantine(&*to, path)?;
@@ -293,8 +309,7 @@ impl Restore<'_> {
     /// Gives directories the mode, owner and attributes that they had, the deepest first.
     fn close_directories(&mut self, found: &[Found]) -> Result<(), Error> {
         self.parents.forget();
-        let by_path: std::collections::HashMap<&[u8], &Found> =
-            found.iter().map(|one| (one.path.as_bytes(), one)).collect();
+        let by_path: HashMap<&[u8], &Found> = dirs_of(found).map(|one| (one.path.as_bytes(), one)).collect();
         for original in self.manifest.originals.iter().rev().filter(|original| original.kind() == Kind::Dir) {
             let path = original.tree_path();
             self.close_directory(original, &path, by_path.get(original.path.as_slice()).copied())
@@ -422,6 +437,10 @@ fn has_content_of(original: &Original, dir: &dyn Dir, name: &OsStr) -> io::Resul
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+fn dirs_of(found: &[Found]) -> impl Iterator<Item = &Found> {
+    found.iter().filter(|one| one.metadata.kind == Kind::Dir)
 }
 
 /// Gives a directory these attributes: owner first, because changing it may clear others; the mode last.

@@ -389,6 +389,8 @@ fn no_command_is_without_a_frozen_shape() {
     let frozen = [
         "apply",
         "batch",
+        // In `run.rs`, beside what it does.
+        "run",
         "status",
         "log",
         "show",

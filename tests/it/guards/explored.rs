@@ -1,6 +1,6 @@
 //! Guards on a machine that goes down before every operation, and again in the recovery.
 
-use atomtree_tests::guarded::{Scene, explore};
+use atomtree_tests::guarded::{Scene, explore, fail_every_call};
 
 use crate::crash_points::sum_over;
 
@@ -16,8 +16,17 @@ fn every_crash_under_a_guard_ends_as_promised() {
             let (first, end) = text.split_once("..").expect("two numbers with two dots between them");
             first.parse().expect("a number")..end.parse().expect("a number")
         }
-        Err(_) => 0..24_u64,
+        Err(_) => 0..60_u64,
     };
     let judged = sum_over(scenes, |seed| explore(&Scene::generate(seed), 2, 3));
     println!("{judged} openings judged");
+}
+
+/// Goal: whatever call of storage fails while a guard is opened, kept or rolled back, what is told is true, the store
+/// takes no more commits if a guard could not be ended, and the next open ends it. Method: each call of generated scenes,
+/// reads included, once or from then on.
+#[test]
+fn every_call_under_a_guard_fails() {
+    let judged = sum_over(1000..1030, |seed| fail_every_call(&Scene::generate(seed)));
+    println!("{judged} failures judged");
 }
