@@ -6,13 +6,11 @@ use std::time::{Duration, Instant};
 
 use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::Committed;
-use atomtree_recovery::apply::{Applier, Parents};
 use atomtree_recovery::log_records::append_checkpoint;
 use atomtree_recovery::manifest::{self, Summary};
-use atomtree_recovery::plan::{Change, Checkpoint, TransactionId};
-use atomtree_recovery::sweep::discard_original;
+use atomtree_recovery::plan::{Change, Checkpoint};
+use atomtree_wal as wal;
 use atomtree_wal::sync::{self, Thread, now};
-use atomtree_wal::{self as wal, Lsn};
 
 use crate::error::{Error, ErrorKind};
 use crate::store::{CommitState, Engine};
@@ -186,7 +184,7 @@ impl Engine {
             return Ok(());
         }
         let summaries: Vec<Summary> =
-            transactions.iter().map(|transaction| Summary::of(transaction)).collect();
+            transactions.iter().map(|transaction| Summary::of(transaction, self.image_bytes_max())).collect();
         let write = || manifest::write(&*self.places.history, &summaries).map_err(Error::from);
         match write() {
             Err(error)
@@ -250,14 +248,17 @@ impl Engine {
             Ok(recorded) => recorded,
             Err(error) => return Ok(Progress::PutOff(error.into())),
         };
-        self.discard_originals(transactions)?;
+        self.keep_originals(transactions)?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         debug_assert!(watermark <= lsn);
         self.with_commits(&mut held, |commits| commits.log.retire(watermark.next()))
             .map_err(atomtree_recovery::Error::Log)?;
-        if let Some(last) = transactions.last() {
-            let keep_from = last.begin.tx.0.saturating_sub(self.options.history_transactions_max);
-            manifest::prune(&*places.history, TransactionId(keep_from))?;
+        if !transactions.is_empty() {
+            match self.prune_history(&self.options.retention) {
+                // The next one finds what is left.
+                Err(error) if error.kind() == ErrorKind::NoSpace => {}
+                pruned => drop(pruned?),
+            }
         }
         Ok(Progress::Settled)
     }
@@ -272,23 +273,6 @@ impl Engine {
             Some(commits) => act(commits),
             None => act(&mut self.commits.lock()),
         }
-    }
-
-    fn discard_originals(&self, transactions: &[Arc<Committed<'static>>]) -> Result<(), Error> {
-        let places = &self.places;
-        let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
-        let mut applier = Applier::new(places, parents, &self.ballast, self.can_exchange, Lsn(0));
-        let dir = self.stage().dir();
-        for transaction in transactions {
-            applier.set_lsn(transaction.lsn);
-            for change in &transaction.changes {
-                discard_original(places, &mut applier, &**dir, change)
-                    .doing("clear the original of", &change.path.to_string())?;
-            }
-        }
-        dir.sync().doing("sync", "stage")?;
-        places.quarantine.sync().doing("sync", "quarantine")?;
-        Ok(())
     }
 
     /// Adds a segment to the log if it may grow. Returns whether it did.

@@ -9,12 +9,14 @@ use std::time::Duration;
 use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::ballast::Ballast;
+use atomtree_recovery::keeper::Keeper;
 use atomtree_recovery::known::Known;
 use atomtree_recovery::places::{Places, StoreFile};
-use atomtree_recovery::plan::TransactionId;
+use atomtree_recovery::plan::{TransactionId, Who};
 use atomtree_recovery::recover::{Recovery, Report};
+use atomtree_recovery::retention::{Shelves, finish_pruning};
 use atomtree_recovery::stage::Stage;
-use atomtree_recovery::sweep::sweep;
+use atomtree_recovery::sweep::Sweep;
 use atomtree_recovery::tree_path::STORE_DIR;
 use atomtree_recovery::{analyze, apply};
 use atomtree_vfs::Dir;
@@ -79,6 +81,10 @@ pub(crate) struct Engine {
     pub(crate) moves_inodes: bool,
     /// Whether inodes of this store may only go where the same project or encryption policy holds.
     pub(crate) is_bound: bool,
+    /// Whom transactions are from.
+    pub(crate) who: Who,
+    /// What the history holds. Taken after `checkpoint_turn`.
+    pub(crate) shelves: Mutex<Shelves>,
     report: Report,
     warnings: Vec<String>,
     /// Given up when the store is closed, even while clones of it live on.
@@ -299,12 +305,15 @@ impl Engine {
         }
         let (mut next_tx, settled) = (analysis.next_tx, analysis.watermark);
         drop(analysis);
+        let who = who(&places)?;
         let stage = Stage::create(&places)?;
         let is_bound = stage.dir().flags().doing("read the flags of", ".atomtree/stage")?.binds_inodes;
         let file_system = places.root.file_system().doing("describe the file system of", ".")?;
         let moves_inodes = file_system.name != "overlayfs";
         let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
-        let recovery = Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange };
+        let image_bytes_max = options.retention.bytes_max;
+        let recovery =
+            Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange, image_bytes_max };
         let mut report = Report::default();
         let recovered = if is_closed {
             // Nothing to replay; a process that died before it logged anything may have left its staged files.
@@ -352,6 +361,8 @@ impl Engine {
             opened_by: std::process::id(),
             moves_inodes,
             is_bound,
+            who,
+            shelves: Mutex::new(Shelves::default()),
             report,
             warnings,
             lock: Mutex::new(Some(lock)),
@@ -441,6 +452,13 @@ impl Engine {
     }
 }
 
+/// Whom transactions of this process are from.
+fn who(places: &Places) -> Result<Who, Error> {
+    let uid = places.vfs.identity().on("read the identity of", "this process")?.uid;
+    let process = places.vfs.process().on("read the identity of", "this process")?;
+    Ok(Who { uid, pid: process.pid, program: process.program })
+}
+
 /// Clears what processes left in `stage/` that died before they logged anything.
 fn recovery_free_sweep(
     places: &Places,
@@ -450,7 +468,11 @@ fn recovery_free_sweep(
 ) -> Result<(), Error> {
     let parents = apply::Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
     let mut applier = apply::Applier::new(places, parents, ballast, can_exchange, Lsn(0));
-    sweep(places, stage.name(), &std::collections::BTreeMap::new(), &Known::default(), &mut applier)?;
+    let (slots, known) = (std::collections::BTreeMap::new(), Known::default());
+    let mut keeper = Keeper::of_nothing(places);
+    Sweep { places, slots: &slots, known: &known, applier: &mut applier, keeper: &mut keeper }
+        .all(stage.name())?;
+    finish_pruning(places)?;
     Ok(())
 }
 

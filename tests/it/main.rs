@@ -30,4 +30,5 @@ mod spans;
 mod stress;
 mod tickets;
 mod tidy;
+mod undo;
 mod upkeep;
