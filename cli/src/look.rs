@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use atomtree::vfs::ProcessIdentity;
-use atomtree::{ErrorKind, Inspection, Member, PastTransaction, TransactionId};
+use atomtree::{ErrorKind, Inspection, Kind, Member, PastTransaction, TransactionId};
 use serde::Serialize;
 
 use crate::answer::{Failure, json, print};
@@ -201,13 +201,14 @@ impl<'a> Past<'a> {
 impl State {
     fn new(state: &atomtree::State) -> Self {
         Self {
-            kind: match (state.directory, state.symlink) {
-                (true, _) => "directory",
-                (false, true) => "symlink",
-                (false, false) => "file",
+            kind: match state.kind {
+                Kind::Dir => "directory",
+                Kind::Symlink => "symlink",
+                Kind::File => "file",
+                Kind::Other => "other",
             },
-            mode: format!("{:04o}", state.mode),
-            size: (!state.directory).then_some(state.size),
+            mode: format!("{:04o}", state.attributes.mode),
+            size: (state.kind != Kind::Dir).then_some(state.size),
             blake3: state.digest.map(|digest| digest.to_string()),
         }
     }
@@ -273,8 +274,8 @@ pub(crate) fn show(common: &Common, tx: u64) -> Result<u8, Failure> {
         .map(|change| Change {
             path: JsonPath::from_bytes(&change.path),
             from: change.from.as_deref().map(JsonPath::from_bytes),
-            before: change.before.as_ref().map(State::new),
-            after: change.after.as_ref().map(State::new),
+            before: change.before.as_deref().map(State::new),
+            after: change.after.as_deref().map(State::new),
         })
         .collect();
     if common.json {

@@ -322,6 +322,7 @@ impl Engine {
             time_ns: self.places.vfs.now().0,
             label: prepared.label.take(),
             agent: prepared.agent.take(),
+            who: Some(self.who.clone()),
         };
         let mut rest = Vec::with_capacity(prepared.planned.len());
         let mut changes = Vec::with_capacity(prepared.planned.len());

@@ -90,6 +90,7 @@ impl ErrorKind {
     fn of_io(error: &io::Error) -> Self {
         match error.kind() {
             _ if is_no_space(error) => Self::NoSpace,
+            io::ErrorKind::InvalidData => Self::Corrupt,
             _ if is_symlink_error(error) => Self::NotADirectory,
             io::ErrorKind::NotFound => Self::NotFound,
             io::ErrorKind::AlreadyExists => Self::Exists,
@@ -121,6 +122,14 @@ pub enum Error {
         by: Option<TransactionId>,
         /// The transaction, if it was being committed; see [`Error::into_transaction`].
         transaction: Option<Box<Transaction>>,
+    },
+    /// Names that can't be put back because they have moved on since. Nothing was changed.
+    #[error("{reason}")]
+    MovedOn {
+        /// The names, one at least.
+        paths: Vec<PathBuf>,
+        /// Which, since when, and what to do.
+        reason: String,
     },
     /// Another process, or thread, is in the way, and did not go within [`crate::Options::lock_timeout`]. Nothing was
     /// changed.
@@ -207,7 +216,7 @@ impl Error {
     /// What kind of error it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Conflict { .. } => ErrorKind::Conflict,
+            Self::Conflict { .. } | Self::MovedOn { .. } => ErrorKind::Conflict,
             Self::Locked { .. } => ErrorKind::Locked,
             Self::InvalidPath { .. } => ErrorKind::InvalidPath,
             Self::Refused { kind, .. } | Self::Invalid { kind, .. } | Self::Again { kind, .. } => *kind,
@@ -227,8 +236,17 @@ impl Error {
             | Self::Refused { path, .. }
             | Self::Io { path, .. }
             | Self::CommittedNotApplied { path, .. } => Some(path),
+            Self::MovedOn { paths, .. } => paths.first().map(PathBuf::as_path),
             Self::Store(recovery::Error::Refused { path, .. }) => Some(Path::new(path)),
             _ => None,
+        }
+    }
+
+    /// All paths that it is about, relative to the root: several where a transaction can't be undone because of them.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            Self::MovedOn { paths, .. } => paths.iter().map(PathBuf::as_path).collect(),
+            _ => self.path().into_iter().collect(),
         }
     }
 
@@ -257,6 +275,7 @@ impl Error {
             Self::Conflict { path, reason, by, .. } => {
                 Self::Conflict { path: path.clone(), reason: reason.clone(), by: *by, transaction: None }
             }
+            Self::MovedOn { paths, reason } => Self::MovedOn { paths: paths.clone(), reason: reason.clone() },
             Self::Locked { holder } => Self::Locked { holder: holder.clone() },
             Self::InvalidPath { path, source } => Self::InvalidPath { path: path.clone(), source: *source },
             Self::Refused { kind, path, reason } => Self::refused(*kind, path, reason),
@@ -396,6 +415,7 @@ mod tests {
         let source_path = PathError::Empty;
         let errors = [
             Error::Conflict { path: path.clone(), reason: "r".into(), by: None, transaction: None },
+            Error::MovedOn { paths: vec![path.clone()], reason: "r".into() },
             Error::Locked { holder: "process 7".into() },
             Error::InvalidPath { path: path.clone(), source: source_path },
             Error::refused(ErrorKind::MountPoint, &path, "r"),

@@ -12,7 +12,7 @@ use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::{Analysis, analyze};
 use atomtree_recovery::manifest::{self, ChangeSummary, Summary};
 use atomtree_recovery::places::{Places, StoreFile};
-use atomtree_recovery::plan::TransactionId;
+use atomtree_recovery::plan::{TransactionId, Who};
 use atomtree_recovery::verify::{Verification, verify};
 use atomtree_vfs::ProcessIdentity;
 use atomtree_wal::{Lsn, scan};
@@ -81,8 +81,10 @@ pub struct PastTransaction {
     pub time_ns: i64,
     /// Why, in the caller's words.
     pub label: Option<String>,
-    /// Who, in the caller's words.
+    /// On whose behalf, in the caller's words.
     pub agent: Option<String>,
+    /// From which process; not known of transactions of earlier versions.
+    pub who: Option<Who>,
     /// Whether it is settled: durable in place, and forgotten by the log.
     pub is_settled: bool,
     /// What it changed.
@@ -91,13 +93,14 @@ pub struct PastTransaction {
 
 impl PastTransaction {
     fn new(summary: Summary, is_settled: bool) -> Self {
-        let Summary { begin, lsn, changes } = summary;
+        let Summary { begin, lsn, changes, .. } = summary;
         Self {
             tx: begin.tx,
             lsn: Lsn(lsn),
             time_ns: begin.time_ns,
             label: begin.label,
             agent: begin.agent,
+            who: begin.who,
             is_settled,
             changes,
         }
@@ -116,6 +119,11 @@ impl Inspection {
         let warnings: Vec<String> =
             root.file_system().on("describe the file system of", ".")?.caveat.into_iter().collect();
         Ok(Self { places: Places::open(vfs, root)?, warnings })
+    }
+
+    /// Looks into a store that is open.
+    pub(crate) fn of(places: &Places) -> Self {
+        Self { places: places.clone(), warnings: Vec::new() }
     }
 
     /// The state of the store.
@@ -237,7 +245,7 @@ impl Inspection {
         let analysis: Analysis<'_> = analyze(&scan)?;
         let mut transactions: Vec<_> = analysis
             .unsettled()
-            .map(|transaction| PastTransaction::new(Summary::of(transaction), false))
+            .map(|transaction| PastTransaction::new(Summary::of(transaction, 0), false))
             .collect();
         transactions.reverse();
         Ok(transactions)

@@ -11,11 +11,13 @@ use atomtree_recovery::Doing;
 use atomtree_recovery::analyze;
 use atomtree_recovery::apply::{Applier, Parents};
 use atomtree_recovery::ballast::Ballast;
+use atomtree_recovery::keeper::Keeper;
 use atomtree_recovery::known::Known;
 use atomtree_recovery::places::{Places, StoreFile};
 use atomtree_recovery::recover::{Recovery, Report};
+use atomtree_recovery::retention::finish_pruning;
 use atomtree_recovery::stage::{Stage, all_staged};
-use atomtree_recovery::sweep::{dead_stages, sweep};
+use atomtree_recovery::sweep::{Sweep, dead_stages};
 use atomtree_wal::sync::{Condvar, Mutex, Turn, now};
 use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
 
@@ -26,7 +28,7 @@ use crate::error::Error;
 use crate::hand_over::{CommitState, SyncRoot, note_report};
 use crate::lock::{Locks, Mark};
 use crate::options::Options;
-use crate::store::{Engine, Health, ProcessId};
+use crate::store::{Engine, Health, ProcessId, who};
 use crate::submit::Submits;
 use crate::trace;
 
@@ -81,6 +83,7 @@ impl Engine {
         }
         // Whoever is refused has changed nothing.
         locks.note_commit(&*places.vfs);
+        let who = who(&places)?;
         let stage = Stage::create(&places, &locks.me().to_text())?;
         locks.note_waiting_in(stage.lock_file().clone());
         let is_bound = stage.dir().flags().doing("read the flags of", ".atomtree/stage")?.binds_inodes;
@@ -88,8 +91,15 @@ impl Engine {
         let moves_inodes = file_system.name != "overlayfs";
         let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
         let mark = locks.mark()?;
-        let recovery =
-            Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange, is_live: false };
+        let image_bytes_max = options.retention.bytes_max;
+        let recovery = Recovery {
+            places: &places,
+            stage: &stage,
+            ballast: &ballast,
+            can_exchange,
+            is_live: false,
+            image_bytes_max,
+        };
         let settled = match (is_alone, is_closed) {
             (false, _) => Ok(None),
             (true, true) => sweep_alone(&recovery).map(|()| None),
@@ -155,6 +165,8 @@ impl Engine {
             opened_by,
             moves_inodes,
             is_bound,
+            who,
+            shelves: Mutex::default(),
             report,
             take_overs: Mutex::default(),
             warnings,
@@ -176,5 +188,9 @@ fn sweep_alone(recovery: &Recovery<'_>) -> Result<(), atomtree_recovery::Error> 
     let Recovery { places, stage, ballast, can_exchange, .. } = *recovery;
     let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
     let mut applier = Applier::new(places, parents, ballast, can_exchange, Lsn(0));
-    sweep(places, dead_stages(places, stage.name())?, &BTreeMap::new(), &Known::default(), &mut applier)
+    let (slots, known) = (BTreeMap::new(), Known::default());
+    let mut keeper = Keeper::of_nothing(places);
+    Sweep { places, slots: &slots, known: &known, applier: &mut applier, keeper: &mut keeper }
+        .dead(dead_stages(places, stage.name())?)?;
+    finish_pruning(places)
 }

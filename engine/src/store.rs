@@ -8,7 +8,9 @@ use std::time::Duration;
 use atomtree_recovery::ballast::Ballast;
 use atomtree_recovery::guards::Lookout;
 use atomtree_recovery::places::Places;
+use atomtree_recovery::plan::Who;
 use atomtree_recovery::recover::Report;
+use atomtree_recovery::retention::Shelves;
 use atomtree_recovery::stage::Stage;
 use atomtree_recovery::tree_path::STORE_DIR;
 use atomtree_vfs::{Dir, Vfs};
@@ -84,6 +86,10 @@ pub(crate) struct Engine {
     pub(crate) moves_inodes: bool,
     /// Whether inodes of this store may only go where the same project or encryption policy holds.
     pub(crate) is_bound: bool,
+    /// Whom transactions are from.
+    pub(crate) who: Who,
+    /// What the history holds. Taken after `checkpoint_turn`.
+    pub(crate) shelves: Mutex<Shelves>,
     pub(crate) report: Report,
     /// What this process finished for others since.
     pub(crate) take_overs: Mutex<Vec<Report>>,
@@ -395,6 +401,13 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Whom transactions of this process are from.
+pub(crate) fn who(places: &Places) -> Result<Who, Error> {
+    let uid = places.vfs.identity().on("read the identity of", "this process")?.uid;
+    let process = places.vfs.process().on("read the identity of", "this process")?;
+    Ok(Who { uid, pid: process.pid, program: process.program })
 }
 
 /// Everything is resolved by `openat2`. Old kernels lack it, and old container runtimes refuse it.

@@ -33,4 +33,5 @@ mod spans;
 mod stress;
 mod tickets;
 mod tidy;
+mod undo;
 mod upkeep;
