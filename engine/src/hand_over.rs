@@ -345,6 +345,12 @@ impl Engine {
         let (store, _) = StoreFile::read(&*self.places.store)?;
         let (mut log, scan) = Log::open(self.places.wal.clone(), store.id, self.options.log)
             .map_err(atomtree_recovery::Error::Log)?;
+        if !self.can_exchange {
+            // A name that is written anew is nowhere for a moment. Whoever comes after a death in that moment has to know.
+            let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
+            let reason = "a recovery was cut short".into();
+            self.locks.set_mark(&Mark::Poisoned { id, reason }).doing("write", ".atomtree/lock")?;
+        }
         // What somebody else has left unfinished is not written behind.
         log.leave_segment();
         let Self { places, stage, ballast, can_exchange, .. } = self;
@@ -359,6 +365,11 @@ impl Engine {
         note_report(&report);
         commits.log = log;
         commits.settle_all(next_tx);
+        if matches!(self.locks.mark()?, Mark::Poisoned { .. }) {
+            let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
+            self.locks.set_mark(&Mark::Recovered { id }).doing("write", ".atomtree/lock")?;
+            *self.recovered.lock() = Some(id);
+        }
         self.note_unsettled(commits);
         self.take_overs.lock().push(report);
         Ok(())
@@ -377,13 +388,7 @@ impl Engine {
         {
             return Ok(());
         }
-        self.take_over(&turn, &mut commits)?;
-        if is_poisoned {
-            let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
-            self.locks.set_mark(&Mark::Recovered { id }).doing("write", ".atomtree/lock")?;
-            *self.recovered.lock() = Some(id);
-        }
-        Ok(())
+        self.take_over(&turn, &mut commits)
     }
 
     /// Takes commits again after somebody has recovered the store.
