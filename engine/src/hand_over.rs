@@ -111,7 +111,7 @@ impl CommitState {
             let cleared = earlier.last().copied().unwrap_or(self.settled).max(self.settled);
             let settled = self.unsettled.iter().filter(|one| one.lsn > cleared && one.lsn <= *last);
             self.uncleared = settled.cloned().collect();
-            self.note_settled((*last).max(self.settled));
+            self.note_settled(analysis.watermark.max(self.settled));
         }
         (self.next_tx, self.applied) = (analysis.next_tx, analysis.applied);
     }
