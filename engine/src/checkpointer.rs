@@ -225,7 +225,7 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Progress::PutOff(error)),
             result => result?,
         }
-        self.clear_again(&uncleared)?;
+        self.clear_again(&uncleared, &transactions)?;
         let recorded = {
             let mut lock = None;
             match self.held_or_locked(turn, &mut held, &mut lock) {
@@ -313,12 +313,17 @@ impl Engine {
 
     /// Clears what another process's checkpoint or recovery settled, in case that died before it had done so. Before there is
     /// a record that says so: see [`CommitState::take_up`].
-    fn clear_again(&self, uncleared: &[Arc<Committed<'static>>]) -> Result<(), Error> {
+    fn clear_again(
+        &self,
+        uncleared: &[Arc<Committed<'static>>],
+        unsettled: &[Arc<Committed<'static>>],
+    ) -> Result<(), Error> {
         if uncleared.is_empty() {
             return Ok(());
         }
         let transactions = uncleared.iter().map(|transaction| &**transaction);
-        Ok(clear_slots(&self.places, transactions, &mut self.applier()?)?)
+        let unsettled = unsettled.iter().map(|transaction| &**transaction);
+        Ok(clear_slots(&self.places, transactions, unsettled, &mut self.applier()?)?)
     }
 
     /// Clears what processes have left in `stage/` that died while nothing of theirs was unsettled. Under the commit lock.
@@ -394,7 +399,7 @@ impl Engine {
             if commits.settled < commits.last_own {
                 continue;
             }
-            self.clear_again(&commits.uncleared)?;
+            self.clear_again(&commits.uncleared, &commits.unsettled)?;
             commits.uncleared.clear();
             let left = match self.locks.is_alone() {
                 Ok(false) => Ok(true),
