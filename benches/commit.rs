@@ -1,25 +1,22 @@
 //! What a commit costs, beside the least that could make it durable.
 //!
-//! BARE is one `pwrite` of the same bytes and one `fdatasync`, into a file whose blocks are all written: no names, no
-//! atomicity of several files. LIMIT is BARE, and for each file a temporary file created, written and renamed (or
-//! exchanged with what it replaces), unsynced: what any design costs that leaves ordinary files behind. Each round measures every variant once, in rotating order, after the file system has
-//! been settled; ratios are of one round. Run it on a quiet machine:
+//! BARE is one write of the same bytes and one sync; LIMIT adds what any design costs that leaves ordinary files behind
+//! (`tests/harness/floor.rs`). Each round measures every variant once, in rotating order, after the file system has been
+//! settled; ratios are of one round. `benches/rivals` has other workloads, and other programs. Run it on a quiet machine:
 //!
 //!     cargo bench --bench commit                       makes its own ext4 in a loop device, when run as root
 //!     cargo bench --bench commit -- --volume DIR       on the file system of DIR
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
-use std::io::IoSlice;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use atomtree::{Checkpoints, Options, Store};
+use atomtree_tests::device::Device;
+use atomtree_tests::floor::{Bare, Limit};
 use atomtree_tests::volume::{Kind, Volume};
+use atomtree_vfs::Vfs;
 use atomtree_vfs::os::Os;
-use atomtree_vfs::{Dir, Vfs};
 
 const ROUNDS: usize = 41;
 const COUNTS: [usize; 3] = [1, 10, 100];
@@ -70,8 +67,9 @@ fn one(dir: &Path, device: &Device, count: usize, replaced: bool) {
     let store = Options::new().checkpoints(Checkpoints::Manual).open(&root).expect("a fresh store");
     // Settled before each sample, so that none pays for another's leftovers.
     let settled = Os.open_root(dir).expect("the volume");
-    let bare = bare_file(&dir.join(format!("bare-{count}-{replaced}")));
-    let limit = Limit::new(&limit_root, &bare);
+    let bare = Bare::create(&dir.join(format!("bare-{count}-{replaced}")), 4 << 20).expect("a fresh file");
+    let limit = Limit::new(&limit_root).expect("a fresh directory");
+    limit.create_dir("d").expect("created");
     let (mut bares, mut ours, mut ratios, mut limits, mut flushes) = (vec![], vec![], vec![], vec![], vec![]);
     for round in 0..ROUNDS + 4 {
         let contents: Vec<Vec<u8>> = (0..count).map(|file| content(round, file)).collect();
@@ -80,18 +78,18 @@ fn one(dir: &Path, device: &Device, count: usize, replaced: bool) {
         for turn in 0..3 {
             let which = (round + turn) % 3;
             settled.sync_filesystem().expect("settled");
-            let before = device.flushes();
+            let before = device.work();
             times[which] = match which {
-                0 => timed(|| write_bare(&bare, &all)),
+                0 => timed(|| bare.write(&all).expect("written")),
                 1 => timed(|| commit(&store, round, replaced, &contents)),
-                _ => timed(|| limit.write(round, replaced, &contents, &all)),
+                _ => timed(|| write_limit(&bare, &limit, round, replaced, &contents, &all)),
             };
-            if which == 1 && round >= 4 {
-                flushes.push(device.flushes() - before);
+            if let (1, 4.., Some(before), Some(after)) = (which, round, before, device.work()) {
+                flushes.push((after - before).flushes);
             }
         }
         store.checkpoint().expect("a checkpoint");
-        limit.clear();
+        limit.clear().expect("removed");
         if round < 4 {
             continue; // warming up: the first replaces nothing yet
         }
@@ -110,7 +108,7 @@ fn one(dir: &Path, device: &Device, count: usize, replaced: bool) {
         quantile(&mut ratios, 50),
         quantile(&mut ratios, 90),
         quantile(&mut limits, 50),
-        if device.is_known() { flushes[flushes.len() / 2].to_string() } else { "?".into() },
+        flushes.get(flushes.len() / 2).map_or("?".into(), u64::to_string),
     );
 }
 
@@ -120,51 +118,15 @@ fn timed(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-fn write_bare(bare: &File, all: &[u8]) {
-    bare.write_all_at(all, 0).expect("written");
-    bare.sync_data().expect("synced");
-}
-
-/// What any design costs that leaves ordinary files behind.
-struct Limit<'a> {
-    bare: &'a File,
-    root: Arc<dyn Dir>,
-    temporary: Arc<dyn Dir>,
-}
-
-impl<'a> Limit<'a> {
-    fn new(root: &Path, bare: &'a File) -> Self {
-        let root = Os.open_root(root).expect("it was made");
-        for name in ["temporary", "d"] {
-            root.create_dir(OsStr::new(name), 0o777).expect("created");
-        }
-        Self { bare, temporary: root.open_dir(Path::new("temporary")).expect("it was made"), root }
+fn write_limit(bare: &Bare, limit: &Limit, round: usize, replaced: bool, contents: &[Vec<u8>], all: &[u8]) {
+    bare.write(all).expect("written");
+    let dir = if replaced { "d".to_owned() } else { round.to_string() };
+    if !replaced {
+        limit.create_dir(&dir).expect("created");
     }
-
-    fn write(&self, round: usize, replaced: bool, contents: &[Vec<u8>], all: &[u8]) {
-        write_bare(self.bare, all);
-        let target = if replaced { "d".to_owned() } else { round.to_string() };
-        if !replaced {
-            self.root.create_dir(OsStr::new(&target), 0o777).expect("created");
-        }
-        let target = self.root.open_dir(Path::new(&target)).expect("it is there");
-        for (file, content) in contents.iter().enumerate() {
-            let name = OsString::from(file.to_string());
-            let staged = self.temporary.create_file(&name, 0o666).expect("created");
-            staged.write_at(&[IoSlice::new(content)], 0).expect("written");
-            let exchanged = replaced && self.temporary.exchange(&name, &*target, &name).is_ok();
-            if !exchanged {
-                self.temporary.rename(&name, &*target, &name).expect("renamed");
-            }
-        }
-    }
-
-    /// Removes the originals that were exchanged, as a checkpoint does.
-    fn clear(&self) {
-        for entry in self.temporary.list().expect("listed") {
-            self.temporary.remove_file(&entry.name).expect("removed");
-        }
-    }
+    let names: Vec<String> = (0..contents.len()).map(|file| file.to_string()).collect();
+    let files = names.iter().map(String::as_str).zip(contents.iter().map(Vec::as_slice));
+    limit.put(&dir, replaced, files).expect("put in place");
 }
 
 fn commit(store: &Store, round: usize, replaced: bool, contents: &[Vec<u8>]) {
@@ -206,38 +168,7 @@ fn content(round: usize, file: usize) -> Vec<u8> {
     seed.bytes().cycle().take(FILE_BYTES).collect()
 }
 
-fn bare_file(path: &Path) -> File {
-    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).expect("a fresh file");
-    file.write_all_at(&vec![0; 4 << 20], 0).expect("written");
-    file.sync_all().expect("synced");
-    file
-}
-
 fn quantile(values: &mut [f64], percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     values[(values.len() - 1) * percent / 100]
-}
-
-/// The block device under a directory, for its count of flushes.
-struct Device(Option<PathBuf>);
-
-impl Device {
-    fn under(dir: &Path) -> Self {
-        use std::os::linux::fs::MetadataExt;
-        let device = fs::metadata(dir).expect("it exists").st_dev();
-        let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xfff00));
-        let stat = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/stat"));
-        Self(stat.exists().then_some(stat))
-    }
-
-    fn is_known(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Flushes so far: the sixteenth field of the device's statistics.
-    fn flushes(&self) -> u64 {
-        let Some(path) = &self.0 else { return 0 };
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.split_whitespace().nth(15).and_then(|field| field.parse().ok()).unwrap_or(0)
-    }
 }

@@ -94,7 +94,7 @@ impl Engine {
     pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
         trace::event!(INFO, "log full", used_bytes = used_bytes);
         self.checkpoint()?;
-        let used_now = self.lock_commits()?.log.used_bytes();
+        let used_now = self.lock_commits(self.options.deadline())?.log.used_bytes();
         if used_now < used_bytes {
             return Ok(());
         }
@@ -312,18 +312,15 @@ impl Engine {
     }
 
     /// Clears what another process's checkpoint or recovery settled, in case that died before it had done so. Before there is
-    /// a record that says so: see [`CommitState::take_up`].
+    /// a record that says so: see [`CommitState::take_up`]. A recovery that died may have held what is unsettled.
     fn clear_again(
         &self,
         uncleared: &[Arc<Committed<'static>>],
         unsettled: &[Arc<Committed<'static>>],
     ) -> Result<(), Error> {
-        if uncleared.is_empty() {
-            return Ok(());
-        }
-        let transactions = uncleared.iter().map(|transaction| &**transaction);
+        let uncleared = uncleared.iter().map(|transaction| &**transaction);
         let unsettled = unsettled.iter().map(|transaction| &**transaction);
-        Ok(clear_slots(&self.places, transactions, unsettled, &mut self.applier()?)?)
+        Ok(clear_slots(&self.places, uncleared, unsettled, &mut self.applier()?)?)
     }
 
     /// Clears what processes have left in `stage/` that died while nothing of theirs was unsettled. Under the commit lock.
@@ -418,6 +415,9 @@ impl Engine {
             }
             // What can't be removed is swept by others.
             let _ = self.stage().remove(&self.places);
+            if self.options.exclusive {
+                self.places.give_to_owner(self.locks.me().since)?;
+            }
             self.locks.leave();
             self.note_closed();
             return Ok(());

@@ -123,10 +123,16 @@ impl Engine {
     pub(crate) fn plan_and_stage(&self, transaction: &mut Transaction) -> Result<Prepared, Error> {
         trace::span!("atomtree.stage");
         let begun = transaction.begun;
-        self.prepare(transaction).map_err(|error| match try_lock(&self.commits) {
-            Some(commits) => self.with_culprit(error, &commits, begun),
-            // Not worth waiting for.
-            None => error,
+        self.prepare(transaction).map_err(|error| {
+            // A store that is gone sounds as if the transaction's own names were missing.
+            if error.kind() != ErrorKind::Conflict {
+                return self.locks.check_in_place(&self.places).err().unwrap_or(error);
+            }
+            match try_lock(&self.commits) {
+                Some(commits) => self.with_culprit(error, &commits, begun),
+                // Not worth waiting for.
+                None => error,
+            }
         })
     }
 
@@ -136,9 +142,11 @@ impl Engine {
         announcement: Announcement<'_, Vec<Prepared>, Vec<Outcome>>,
         parcel: Vec<Prepared>,
     ) -> Result<Vec<Outcome>, Error> {
+        // Those who lead in vain pass that on, and those behind them have waited as long.
+        let deadline = self.options.deadline();
         let led = announcement.submit_after(
             parcel,
-            || self.lock_commits(),
+            || self.lock_commits(deadline),
             |mut commits, batch| self.lead(&mut commits, batch),
         );
         led.map_err(|failed| match failed {

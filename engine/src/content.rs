@@ -61,11 +61,14 @@ pub(crate) struct StagedSlot {
     dir: Arc<dyn Dir>,
     pub(crate) slot: Slot,
     is_kept: AtomicBool,
+    /// In a forked child the slot is the parent's.
+    made_by: u32,
 }
 
 impl StagedSlot {
     pub(crate) fn new(stage: &Stage) -> Self {
-        Self { dir: stage.dir().clone(), slot: stage.new_slot(), is_kept: AtomicBool::new(false) }
+        let (dir, slot) = (stage.dir().clone(), stage.new_slot());
+        Self { dir, slot, is_kept: AtomicBool::new(false), made_by: std::process::id() }
     }
 
     /// From here on the log's records explain the slot, and only a checkpoint or recovery may unlink it.
@@ -76,7 +79,7 @@ impl StagedSlot {
 
 impl Drop for StagedSlot {
     fn drop(&mut self) {
-        if !self.is_kept.load(Ordering::Relaxed) {
+        if !self.is_kept.load(Ordering::Relaxed) && self.made_by == std::process::id() {
             // What can't be removed now is swept at the next open.
             let _ = self.dir.remove_file(&self.slot.os_name());
         }

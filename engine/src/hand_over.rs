@@ -192,8 +192,7 @@ impl Drop for CheckpointTurn<'_> {
 
 impl Engine {
     /// Takes the commit lock, and learns what others have added to the log; finishes it first if one of them died.
-    pub(crate) fn lock_commits(&self) -> Result<CommitLock<'_>, Error> {
-        let deadline = self.options.deadline();
+    pub(crate) fn lock_commits(&self, deadline: Instant) -> Result<CommitLock<'_>, Error> {
         if let (commits, Found::Known) = self.hold_commits(deadline)? {
             return Ok(commits);
         }
@@ -250,7 +249,7 @@ impl Engine {
             // met it, too.
             let dir = self.places.root.open_dir("".as_ref()).doing("open", "the root")?;
             let sync_root = SyncRoot { dir, staged_before: all_staged(&self.places)? };
-            let found = self.read_anew(&mut commits, sync_root)?;
+            let found = self.read_anew(&mut commits, sync_root, None)?;
             *self.recovered.lock() = Some(id);
             self.forget_poison();
             return Ok((commits, found));
@@ -264,7 +263,7 @@ impl Engine {
     fn read_on(&self, commits: &mut CommitState) -> Result<Found, Error> {
         if commits.is_unfinished {
             // Somebody else may have finished it meanwhile.
-            return self.read_again(commits);
+            return self.read_again(commits, None);
         }
         let vfs = &self.places.vfs;
         let log = atomtree_recovery::Error::Log;
@@ -294,28 +293,40 @@ impl Engine {
     /// be written back; what was synced may not.
     fn read_back(&self, commits: &mut CommitState, error: wal::Error) -> Result<Found, Error> {
         let synced = commits.log.synced_lsn();
-        let found = self.read_again(commits)?;
-        if commits.log.next_lsn() <= synced {
-            self.poison_here(&error.to_string());
-            return Err(atomtree_recovery::Error::Log(error).into());
-        }
-        Ok(found)
+        self.read_again(commits, Some((synced, error)))
     }
 
     /// Reads the whole log again. What this process may not have heard of is the same as before.
-    fn read_again(&self, commits: &mut CommitState) -> Result<Found, Error> {
+    fn read_again(
+        &self,
+        commits: &mut CommitState,
+        synced: Option<(Lsn, wal::Error)>,
+    ) -> Result<Found, Error> {
         let (dir, joined, last_own) = (commits.sync_root.clone(), commits.joined, commits.last_own);
         let sync_root = SyncRoot { dir, staged_before: commits.staged_before.clone() };
-        let found = self.read_anew(commits, sync_root)?;
+        let found = self.read_anew(commits, sync_root, synced)?;
         (commits.joined, commits.last_own) = (joined, last_own);
         Ok(found)
     }
 
-    /// Reads the whole log, which is to be synced through this descriptor from now on.
-    fn read_anew(&self, commits: &mut CommitState, sync_root: SyncRoot) -> Result<Found, Error> {
+    /// Reads the whole log, which is to be synced through this descriptor from now on. What is known to have been `synced` has
+    /// to be there, or the error is told.
+    fn read_anew(
+        &self,
+        commits: &mut CommitState,
+        sync_root: SyncRoot,
+        synced: Option<(Lsn, wal::Error)>,
+    ) -> Result<Found, Error> {
         let (store, _) = StoreFile::read(&*self.places.store)?;
         let (mut log, scan) = Log::join(self.places.wal.clone(), store.id, self.options.log)
             .map_err(atomtree_recovery::Error::Log)?;
+        if let Some((synced, error)) = synced
+            && log.next_lsn() <= synced
+        {
+            // Nothing is written to what somebody has put in the log's place.
+            self.poison_here(&error.to_string());
+            return Err(atomtree_recovery::Error::Log(error).into());
+        }
         log.rewrite_tail(&scan).map_err(atomtree_recovery::Error::Log)?;
         let analysis = analyze::analyze(&scan)?;
         *commits = CommitState::new(log, &analysis, scan.tail().is_torn(), sync_root);
@@ -334,6 +345,12 @@ impl Engine {
         let (store, _) = StoreFile::read(&*self.places.store)?;
         let (mut log, scan) = Log::open(self.places.wal.clone(), store.id, self.options.log)
             .map_err(atomtree_recovery::Error::Log)?;
+        if !self.can_exchange {
+            // A name that is written anew is nowhere for a moment. Whoever comes after a death in that moment has to know.
+            let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
+            let reason = "a recovery was cut short".into();
+            self.locks.set_mark(&Mark::Poisoned { id, reason }).doing("write", ".atomtree/lock")?;
+        }
         // What somebody else has left unfinished is not written behind.
         log.leave_segment();
         let Self { places, stage, ballast, can_exchange, .. } = self;
@@ -348,6 +365,11 @@ impl Engine {
         note_report(&report);
         commits.log = log;
         commits.settle_all(next_tx);
+        if matches!(self.locks.mark()?, Mark::Poisoned { .. }) {
+            let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
+            self.locks.set_mark(&Mark::Recovered { id }).doing("write", ".atomtree/lock")?;
+            *self.recovered.lock() = Some(id);
+        }
         self.note_unsettled(commits);
         self.take_overs.lock().push(report);
         Ok(())
@@ -361,18 +383,12 @@ impl Engine {
         self.locks.take_commit(&self.places, deadline)?;
         let mut commits = CommitLock { engine: self, state };
         let is_poisoned = matches!(self.locks.mark()?, Mark::Poisoned { .. });
-        if let Found::Known = self.read_again(&mut commits)?
+        if let Found::Known = self.read_again(&mut commits, None)?
             && !is_poisoned
         {
             return Ok(());
         }
-        self.take_over(&turn, &mut commits)?;
-        if is_poisoned {
-            let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
-            self.locks.set_mark(&Mark::Recovered { id }).doing("write", ".atomtree/lock")?;
-            *self.recovered.lock() = Some(id);
-        }
-        Ok(())
+        self.take_over(&turn, &mut commits)
     }
 
     /// Takes commits again after somebody has recovered the store.

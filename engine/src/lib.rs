@@ -69,6 +69,7 @@ mod check;
 mod checkpointer;
 mod commit;
 mod content;
+mod contention;
 mod create;
 mod culprit;
 mod error;

@@ -156,7 +156,7 @@ impl Locks {
 
     /// Whether the store and its lock are the ones that stand under the root: otherwise there may be others, who lock
     /// another file.
-    fn check_in_place(&self, places: &Places) -> Result<(), Error> {
+    pub(crate) fn check_in_place(&self, places: &Places) -> Result<(), Error> {
         let is_in_place = || -> io::Result<bool> {
             Ok(places.root.metadata(OsStr::new(STORE_DIR))?.inode == self.store_inode
                 && places.store.metadata(OsStr::new(LOCK_FILE))?.inode == self.inode)

@@ -20,6 +20,7 @@ use atomtree_wal::sync::{Condvar, Mutex, Turn, now};
 use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
 
 use crate::checkpointer::Unsettled;
+use crate::contention::Contention;
 use crate::create::discard_unfinished;
 use crate::error::Error;
 use crate::hand_over::{CommitState, SyncRoot, note_report};
@@ -145,6 +146,7 @@ impl Engine {
             submits: Submits::default(),
             checkpoint_turn: Turn::default(),
             retry_turn: Turn::default(),
+            contention: Contention::default(),
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),
             health: Mutex::new(Health::Open),

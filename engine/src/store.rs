@@ -12,10 +12,11 @@ use atomtree_recovery::stage::Stage;
 use atomtree_recovery::tree_path::STORE_DIR;
 use atomtree_vfs::{Dir, Vfs};
 use atomtree_wal::GroupCommit;
-use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn, TurnGuard, now};
+use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn};
 
 use crate::checkpointer::{self, Unsettled};
 use crate::commit::Outcome;
+use crate::contention::{Contention, RetryPlace};
 use crate::create;
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::hand_over::CommitState;
@@ -28,10 +29,6 @@ use crate::transaction::Transaction;
 
 /// How often [`Store::transact`] runs its closure at most.
 const TRANSACT_ATTEMPTS: u32 = 16;
-/// After how many conflicts it queues with others.
-const QUEUE_AFTER: u32 = 2;
-/// How long it does so at most: whoever is in front may have been stopped.
-const QUEUE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// The store of one tree. Cheap to clone; clones share it, and the last one that is dropped closes it.
 ///
@@ -68,6 +65,8 @@ pub(crate) struct Engine {
     pub(crate) checkpoint_turn: Turn,
     /// This process's part of the place of who repeats a transaction.
     pub(crate) retry_turn: Turn,
+    /// Who queues for it.
+    pub(crate) contention: Contention,
     /// Taken after `commits`, for moments only.
     pub(crate) unsettled: Mutex<Unsettled>,
     /// Wakes the checkpointer; goes with `unsettled`.
@@ -155,6 +154,9 @@ impl Store {
         // Root may act for somebody else, and for itself on a tree where it has made the store.
         let allowed = options.allow_owner.filter(|_| identity.uid == 0);
         places.check_ownership(&[Some(identity.uid), allowed].into_iter().flatten().collect::<Vec<_>>())?;
+        // What root makes there its owner can't open until root has left, and has given it to him.
+        let mut options = options;
+        options.exclusive |= places.owner()? != identity.uid;
         let engine = Engine::open(places, options, warnings, identity.uid)?;
         let checkpointer = match engine.options.checkpoints {
             Checkpoints::Background => {
@@ -192,7 +194,7 @@ impl Store {
     /// Runs `change` in a transaction and commits it; on a conflict runs it again, up to sixteen times, with growing
     /// pauses. It may therefore run several times, and should do nothing but read and change the transaction.
     ///
-    /// Those that have met a conflict twice, in whichever process, go on one after another, so that many who change the
+    /// Those that have met a conflict go on one after another, whichever process they are in, so that many who change the
     /// same files get through in turn.
     ///
     /// # Errors
@@ -202,7 +204,8 @@ impl Store {
         mut change: impl FnMut(&mut Transaction) -> Result<T, Error>,
     ) -> Result<(T, crate::Receipt), Error> {
         let engine = &self.shared.engine;
-        let mut place = None;
+        let line = Contention::line_of(&change);
+        let mut place = engine.contention.is_remembered(line).then(|| RetryPlace::take(engine, line, false));
         for attempt in 1.. {
             let mut transaction = self.begin()?;
             let result = change(&mut transaction).and_then(|value| Ok((value, transaction.commit()?)));
@@ -210,10 +213,9 @@ impl Store {
                 Err(error) if error.kind() == ErrorKind::Conflict && attempt < TRANSACT_ATTEMPTS => {}
                 result => return result,
             }
-            if attempt >= QUEUE_AFTER && place.is_none() {
-                place = Some(RetryPlace::take(engine));
-            } else {
-                self.pause(attempt);
+            match place {
+                None => place = Some(RetryPlace::take(engine, line, true)),
+                Some(_) => self.pause(attempt),
             }
         }
         unreachable!("attempts are bounded")
@@ -244,30 +246,6 @@ impl Store {
     /// As for [`Store::checkpoint`]. `invalid_input` in a ticket's waker, which runs on the thread to be waited for.
     pub fn close(self) -> Result<(), Error> {
         self.shared.close()
-    }
-}
-
-/// The place of who repeats a transaction, until it is dropped.
-struct RetryPlace<'a> {
-    engine: &'a Engine,
-    is_taken: bool,
-    _turn: TurnGuard<'a>,
-}
-
-impl<'a> RetryPlace<'a> {
-    /// Waits for it, though not for ever.
-    fn take(engine: &'a Engine) -> Self {
-        let turn = engine.retry_turn.lock();
-        let is_taken = engine.locks.take_retry(now() + QUEUE_TIME_MAX.min(engine.options.lock_timeout));
-        Self { engine, is_taken, _turn: turn }
-    }
-}
-
-impl Drop for RetryPlace<'_> {
-    fn drop(&mut self) {
-        if self.is_taken {
-            self.engine.locks.give_up_retry();
-        }
     }
 }
 
@@ -349,7 +327,6 @@ impl Engine {
         // One look: between two of them a close could begin, and would pass for one that is done.
         match &*self.health.lock() {
             Health::Closing => Ok(()),
-            // Who takes the commit lock next finds out the rest.
             Health::Poisoned(_) if self.was_recovered() => Ok(()),
             health => health.check(),
         }

@@ -24,6 +24,8 @@ pub(crate) struct Node {
     pub(crate) mode: u8,
     durable_content: u8,
     durable_mode: u8,
+    /// Its write-back failed: the cache shows the content as clean, and the disk doesn't have it.
+    is_lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -168,7 +170,8 @@ impl Disk {
 
     /// Gives a new inode this name. Its content and mode are not durable.
     pub(crate) fn create(&mut self, cell: Cell, is_dir: bool, content: u8, mode: u8) {
-        let node = Node { is_dir, content, mode, durable_content: EMPTY, durable_mode: FRESH };
+        let node =
+            Node { is_dir, content, mode, durable_content: EMPTY, durable_mode: FRESH, is_lost: false };
         let free = (4..self.nodes.len()).find(|&index| self.nodes[index] == Node::default());
         let index = free.unwrap_or(self.nodes.len());
         self.nodes.resize(self.nodes.len().max(index + 1), Node::default());
@@ -198,8 +201,51 @@ impl Disk {
     pub(crate) fn sync(&mut self) {
         self.durable = self.names.clone();
         self.pending.clear();
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().filter(|node| !node.is_lost) {
             (node.durable_content, node.durable_mode) = (node.content, node.mode);
+        }
+    }
+
+    /// Gives a new inode a name that is durable. Its content isn't.
+    pub(crate) fn stage(&mut self, cell: Cell, content: u8) {
+        self.create(cell, false, content, FRESH);
+        self.pending.pop();
+        self.durable.set(cell, self.names.get(cell));
+    }
+
+    /// Contents that a write-back would write now.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.nodes.iter().any(|node| !node.is_lost && node.content != node.durable_content)
+    }
+
+    /// A write-back fails: what it was to write counts as clean from now on.
+    pub(crate) fn lose(&mut self) {
+        for node in &mut self.nodes {
+            node.is_lost |= node.content != node.durable_content;
+        }
+    }
+
+    /// Drops what is clean from the cache: what was lost shows as the disk has it.
+    pub(crate) fn drop_caches(&mut self) {
+        for node in self.nodes.iter_mut().filter(|node| node.is_lost) {
+            (node.content, node.is_lost) = (node.durable_content, false);
+        }
+    }
+
+    /// Another program puts its own file at a name, and syncs it with its directory.
+    pub(crate) fn replace_durably(&mut self, cell: Cell, content: u8) {
+        self.names.set(cell, None);
+        self.stage(cell, content);
+        self.durable = self.names.clone();
+        self.pending.clear();
+        self.write_durably(cell, content);
+    }
+
+    /// Another program writes into what has this name, and syncs it.
+    pub(crate) fn write_durably(&mut self, cell: Cell, content: u8) {
+        if let Some(inode) = self.names.get(cell) {
+            let node = &mut self.nodes[usize::from(inode)];
+            (node.content, node.durable_content, node.is_lost) = (content, content, false);
         }
     }
 
@@ -278,7 +324,12 @@ impl Disk {
                 if is_clean || names.place(index as Inode).is_none() {
                     continue;
                 }
-                let old = Node { content: node.durable_content, mode: node.durable_mode, ..*node };
+                let old =
+                    Node { content: node.durable_content, mode: node.durable_mode, is_lost: false, ..*node };
+                if node.is_lost {
+                    nodes.iter_mut().for_each(|nodes| nodes[index] = old);
+                    continue;
+                }
                 let with_old = nodes.iter().cloned().map(|mut nodes| {
                     nodes[index] = old;
                     nodes

@@ -1,4 +1,5 @@
-//! Walks every state of a small model of how directories and metadata are committed and recovered.
+//! Walks every state of two small models: of how directories and metadata are committed and recovered; and, with the
+//! argument `several`, of several processes with one store.
 
 mod check;
 mod disk;
@@ -6,6 +7,7 @@ mod plan;
 mod protocol;
 mod recovery;
 mod search;
+mod several;
 mod suites;
 
 use protocol::Rule;
@@ -15,6 +17,9 @@ use suites::{RULES, suites, walk};
 
 fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
+    if only == "several" {
+        return several::suites::report(&std::env::args().nth(2).unwrap_or_default());
+    }
     if only != "rules" {
         for (suite, crashes) in suites().iter().filter(|(suite, _)| suite.name.contains(&only)) {
             let start = Instant::now();

@@ -19,7 +19,7 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
-use atomtree_vfs::{Access, Dir, Kind, Vfs};
+use atomtree_vfs::{Access, Dir, Kind, Timestamp, Vfs};
 
 use crate::error::{Doing, Error};
 use crate::tree_path::STORE_DIR;
@@ -116,6 +116,34 @@ impl Places {
                 path,
                 reason: "it is not a regular file with a single name; a planted store is not opened".into(),
             });
+        }
+        Ok(())
+    }
+}
+
+impl Places {
+    /// Whom the store belongs to.
+    pub fn owner(&self) -> Result<u32, Error> {
+        Ok(self.store.own_metadata().doing("read the metadata of", STORE_DIR)?.uid)
+    }
+
+    /// Gives the store's owner the files that root has made in it since then. By what is open, not by name, and nothing that
+    /// is older or has another name: whoever owns the directory can put there what is root's and not meant for him.
+    pub fn give_to_owner(&self, since: Timestamp) -> Result<(), Error> {
+        let owner = self.store.own_metadata().doing("read the metadata of", STORE_DIR)?;
+        let since = since.plus_ns(-self.vfs.timestamp_granularity_ns());
+        let parts = [("", &self.store), ("/wal", &self.wal), ("/history", &self.history)];
+        for (part, dir) in parts.into_iter().filter(|_| owner.uid != 0) {
+            let label = format!("{STORE_DIR}{part}");
+            for entry in
+                dir.list().doing("list", &label)?.into_iter().filter(|entry| entry.kind == Kind::File)
+            {
+                let Ok(file) = dir.open_file(&entry.name, Access::Read) else { continue };
+                let found = file.metadata().doing("look into", &label)?;
+                if found.uid == 0 && found.links == 1 && found.born.is_some_and(|born| born >= since) {
+                    file.set_owner(owner.uid, owner.gid).doing("give to its owner what is in", &label)?;
+                }
+            }
         }
         Ok(())
     }

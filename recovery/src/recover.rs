@@ -125,7 +125,7 @@ impl Recovery<'_> {
         sweep(self.places, dead, &slots, &everything, &mut repair.applier)?;
         // Of processes that live, this one included. Its own first, which are told by more than a name.
         repair.clear_own_slots()?;
-        clear_slots(self.places, &analysis.committed, [], &mut repair.applier)?;
+        clear_slots(self.places, &analysis.committed, &[], &mut repair.applier)?;
         log.retire(lsn)?;
 
         let mut report = repair.report;

@@ -66,20 +66,21 @@ pub fn discard_originals<'a, 'b: 'a>(
 }
 
 /// Clears the slots that these settled transactions name, and those of recoveries, in the directories of all processes, the
-/// living included: somebody else may have died, or failed, before he did. What else the living have staged stays. A recovery
-/// that died may also have filled its slots with what the `unsettled` ones logged. To be called by who alone may recover.
+/// living included: somebody else may have died, or failed, before he did. What is `known` besides is recognised in the latter. What else the living have staged stays. To be
+/// called by who alone may recover.
 ///
 /// # Durability
 /// As for [`discard_originals`].
 pub fn clear_slots<'a, 'b: 'a>(
     places: &Places,
-    transactions: impl IntoIterator<Item = &'a Committed<'b>> + Clone,
-    unsettled: impl IntoIterator<Item = &'a Committed<'b>> + Clone,
+    settled: impl IntoIterator<Item = &'a Committed<'b>> + Clone,
+    known: impl IntoIterator<Item = &'a Committed<'b>> + Clone,
     applier: &mut Applier<'_>,
 ) -> Result<(), Error> {
-    let slots = slots_of(transactions.clone());
+    let slots = slots_of(settled.clone());
+    let all = || Known::of(settled.clone().into_iter().chain(known.clone()));
     // Contents are hashed only if something is there to be recognised.
-    let mut known = None;
+    let mut images = None;
     for entry in places.stage.list().doing("list", "stage")? {
         let Some(dir_name) = entry.name.to_str() else { continue };
         let label = format!("stage/{dir_name}");
@@ -95,8 +96,7 @@ pub fn clear_slots<'a, 'b: 'a>(
             {
                 continue;
             }
-            let known = known
-                .get_or_insert_with(|| Known::of(transactions.clone().into_iter().chain(unsettled.clone())));
+            let known = images.get_or_insert_with(all);
             sweep_file(places, &*dir, dir_name, &file.name, &slots, known, applier)
                 .doing("clear", &format!("{label}/{}", file.name.to_string_lossy()))?;
             is_changed = true;

@@ -3,14 +3,17 @@
 pub mod call_sites;
 pub mod chosen;
 pub mod crash;
+pub mod device;
 pub mod failing;
 pub mod fault_matrix;
 pub mod filler;
+pub mod floor;
 pub mod foreign;
 pub mod foreign_dirs;
 pub mod hand_over;
 pub mod history;
 pub mod interrupted;
+pub mod serializability;
 pub mod signals;
 pub mod versions;
 pub mod volume;

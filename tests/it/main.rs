@@ -22,6 +22,7 @@ mod made_directories;
 mod metadata;
 mod model;
 mod power_cuts;
+mod processes;
 mod races;
 mod real_input;
 mod rules;

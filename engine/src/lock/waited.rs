@@ -10,14 +10,38 @@ use std::time::Instant;
 use atomtree_vfs::{File, Lock};
 use atomtree_wal::sync::{self, Condvar, Mutex, now};
 
-/// The lock. One thread of this process at a time may want it, or have it.
-pub(crate) struct Waited(Arc<Shared>);
+#[cfg(all(test, loom))]
+mod models;
 
-struct Shared {
-    file: Arc<dyn File>,
+/// What can be locked by one of several processes.
+pub(crate) trait Lockable: Send + Sync + 'static {
+    fn try_lock(&self) -> io::Result<bool>;
+    fn wait_for_lock(&self) -> io::Result<()>;
+    fn unlock(&self) -> io::Result<()>;
+}
+
+impl Lockable for Arc<dyn File> {
+    fn try_lock(&self) -> io::Result<bool> {
+        (**self).try_lock(Lock::Exclusive)
+    }
+
+    fn wait_for_lock(&self) -> io::Result<()> {
+        (**self).wait_for_lock(Lock::Exclusive)
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        (**self).unlock()
+    }
+}
+
+/// The lock. One thread of this process at a time may want it, or have it.
+pub(crate) struct Waited<L: Lockable = Arc<dyn File>>(Arc<Shared<L>>);
+
+struct Shared<L> {
+    file: L,
     /// A second file that is locked while waiting for the first, so that those who wait get their turn before those who
     /// had the lock and want it again.
-    queue: Option<Arc<dyn File>>,
+    queue: Option<L>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -43,15 +67,17 @@ enum Wait {
 }
 
 impl Waited {
-    /// The lock of a file, with a queue in front of it.
-    pub(crate) fn new(file: Arc<dyn File>, queue: Option<Arc<dyn File>>) -> Self {
-        let (state, changed) = (Mutex::default(), Condvar::new());
-        Self(Arc::new(Shared { file, queue, state, changed }))
-    }
-
     /// The file.
     pub(crate) fn file(&self) -> &dyn File {
         &*self.0.file
+    }
+}
+
+impl<L: Lockable> Waited<L> {
+    /// The lock of a file, with a queue in front of it.
+    pub(crate) fn new(file: L, queue: Option<L>) -> Self {
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        Self(Arc::new(Shared { file, queue, state, changed }))
     }
 
     /// Takes the lock if nobody has it.
@@ -105,11 +131,11 @@ impl Waited {
             return Ok(false);
         }
         if let Some(queue) = &self.0.queue
-            && !queue.try_lock(Lock::Exclusive)?
+            && !queue.try_lock()?
         {
             return Ok(false);
         }
-        let is_taken = self.0.file.try_lock(Lock::Exclusive);
+        let is_taken = self.0.file.try_lock();
         if !(will_wait && matches!(is_taken, Ok(false))) {
             self.0.leave_queue();
         }
@@ -123,7 +149,7 @@ impl Waited {
     }
 }
 
-impl Drop for Waited {
+impl<L: Lockable> Drop for Waited<L> {
     fn drop(&mut self) {
         // A thread that waits ends when it has the lock, and gives it back.
         self.0.state.lock().is_ending = true;
@@ -131,7 +157,7 @@ impl Drop for Waited {
     }
 }
 
-impl Shared {
+impl<L: Lockable> Shared<L> {
     fn leave_queue(&self) {
         if let Some(queue) = &self.queue {
             let _ = queue.unlock();
@@ -140,9 +166,9 @@ impl Shared {
 
     fn wait_for_lock(&self) -> io::Result<()> {
         if let Some(queue) = &self.queue {
-            queue.wait_for_lock(Lock::Exclusive)?;
+            queue.wait_for_lock()?;
         }
-        let result = self.file.wait_for_lock(Lock::Exclusive);
+        let result = self.file.wait_for_lock();
         self.leave_queue();
         result
     }

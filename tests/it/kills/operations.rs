@@ -135,13 +135,23 @@ pub(crate) fn chosen(word: &'static str, event: fn()) -> Chosen {
 }
 
 /// For children: SIGKILL at the first of those operations that is reached.
-pub(super) fn deadly() -> Chosen {
+pub(crate) fn deadly() -> Chosen {
     chosen("killed", || {
         let this = rustix::process::getpid();
         rustix::process::kill_process(this, rustix::process::Signal::KILL).unwrap();
         loop {
             std::thread::park();
         }
+    })
+}
+
+/// For children: SIGSTOP at each of those operations.
+pub(crate) fn stopping() -> Chosen {
+    chosen("stops", || {
+        let this = rustix::process::getpid();
+        rustix::process::kill_process(this, rustix::process::Signal::STOP).unwrap();
+        // Another thread may be the one that gets the signal, and stops this one a moment later.
+        std::thread::sleep(std::time::Duration::from_millis(100));
     })
 }
 

@@ -44,7 +44,7 @@ const STYLES: [Style; 5] = [Style::RenameOver, Style::Sed, Style::InPlace, Style
 
 /// The edits, by their marks.
 #[derive(Default)]
-struct Edits {
+pub(crate) struct Edits {
     /// Those that were finished.
     done: Mutex<BTreeSet<String>>,
     /// Those whose descriptor led elsewhere by the time they were finished.
@@ -213,7 +213,7 @@ fn rewrite(tx: &mut Transaction, random: &mut Random) -> Result<BTreeSet<String>
     Ok(replaced)
 }
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     small().log_bytes_max(512 << 10).settle_after(Duration::from_millis(2)).inline_bytes_max(8000)
 }
 
@@ -253,7 +253,7 @@ fn rewrite_until(
     }
 }
 
-fn lay_out(root: &Path) {
+pub(crate) fn lay_out(root: &Path) {
     fs::create_dir_all(root.join("dir")).unwrap();
     fs::create_dir_all(root.join("kept")).unwrap();
     for (style, number) in STYLES.into_iter().flat_map(|style| [(style, 0), (style, 1)]) {
@@ -262,7 +262,7 @@ fn lay_out(root: &Path) {
 }
 
 /// Starts an editor for each file.
-fn start_editors<'scope>(
+pub(crate) fn start_editors<'scope>(
     scope: &'scope Scope<'scope, '_>,
     wanted: &'scope AtomicBool,
     root: &'scope Path,
@@ -276,7 +276,7 @@ fn start_editors<'scope>(
 }
 
 /// Each edit is somewhere.
-fn check(root: &Path, edits: Edits, tally: &Tally) {
+pub(crate) fn check(root: &Path, edits: Edits, tally: &Tally) {
     let standing: BTreeSet<String> = fs::read_dir(root)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -305,7 +305,7 @@ fn check(root: &Path, edits: Edits, tally: &Tally) {
 }
 
 /// What the race is about, and has not come yet.
-fn wanting(root: &Path, tally: &Tally) -> Option<String> {
+pub(crate) fn wanting(root: &Path, tally: &Tally) -> Option<String> {
     if tally.of("committed") <= 100 || tally.of("conflicts") <= 10 {
         return Some("there was no race".to_owned());
     }
@@ -387,45 +387,73 @@ fn a_file_removed_in_the_middle_of_a_look_is_a_conflict() {
     }
 }
 
+/// For children: rewrites files with three threads for as long as it is wanted to, and says what it replaces.
+pub(crate) fn rewrite_until_killed(root: &Path, wanted: &AtomicBool) {
+    let store = options().open(root).unwrap_or_else(|error| panic!("not opened: {error}"));
+    say(&format!("opened {} {}", store.recovery().redone, store.recovery().superseded.len()));
+    let seed: u64 = std::env::var("ATOMTREE_THREAD_SEED").unwrap().parse().unwrap();
+    let tally = Tally::default();
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (store, tally) = (&store, &tally);
+            let mut random = Random::new(seed ^ thread);
+            scope.spawn(move || {
+                let tell = |word: &str, marks: &BTreeSet<String>| {
+                    let marks: Vec<&str> = marks.iter().map(String::as_str).collect();
+                    say(&format!("{word} {thread} {}", marks.join(" ")));
+                };
+                let (will, did) =
+                    (|marks: &BTreeSet<String>| tell("will", marks), |marks| tell("did", &marks));
+                rewrite_until(wanted, store, &mut random, tally, &will, &did);
+            });
+        }
+    });
+    say(&format!("ended {} {}", tally.of("displaced"), tally.of("conflicts")));
+    store.close().unwrap();
+}
+
+/// Takes in what such a child said to its end: what it replaced, and what it may have been about to.
+pub(crate) fn hear(said: &[String], edits: &Edits, tally: &Tally, label: &str) {
+    let mut last = BTreeMap::new();
+    for line in said {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let add = |what: &str, count: &str| tally.add(what, count.parse().unwrap());
+        match words[..] {
+            ["opened", redone, superseded] => {
+                add("redone", redone);
+                add("superseded", superseded);
+            }
+            ["ended", displaced, conflicts] => {
+                add("displaced", displaced);
+                add("conflicts", conflicts);
+                // What had not committed by then never did.
+                last.clear();
+            }
+            ["will", thread, ..] => drop(last.insert(thread, words[2..].to_vec())),
+            ["did", thread, ..] => {
+                last.remove(thread);
+                edits.seen.lock().unwrap().extend(words[2..].iter().map(|mark| (*mark).to_owned()));
+                tally.count("committed");
+            }
+            _ => panic!("{label}: {said:#?}"),
+        }
+    }
+    edits.seen.lock().unwrap().extend(last.into_values().flatten().map(str::to_owned));
+}
+
 /// Goal: nor is one lost when processes are killed in the middle, and others recover, while the editors go on. Method: as
 /// above, with the transactions in children that are killed at random instants; what one was about to replace when it was
 /// killed counts as seen.
 #[test]
 fn editors_beside_kills_and_recoveries_lose_nothing() {
     if let Some(root) = child_root() {
-        let store = options().open(root).unwrap_or_else(|error| panic!("not opened: {error}"));
-        say(&format!("opened {} {}", store.recovery().redone, store.recovery().superseded.len()));
-        let seed: u64 = std::env::var("ATOMTREE_THREAD_SEED").unwrap().parse().unwrap();
-        let (wanted, tally) = (AtomicBool::new(true), Tally::default());
-        return std::thread::scope(|scope| {
-            for thread in 0..3 {
-                let (wanted, store, tally) = (&wanted, &store, &tally);
-                let mut random = Random::new(seed ^ thread);
-                scope.spawn(move || {
-                    let tell = |word: &str, marks: &BTreeSet<String>| {
-                        let marks: Vec<&str> = marks.iter().map(String::as_str).collect();
-                        say(&format!("{word} {thread} {}", marks.join(" ")));
-                    };
-                    rewrite_until(
-                        wanted,
-                        store,
-                        &mut random,
-                        tally,
-                        &|marks| tell("will", marks),
-                        &|marks| {
-                            tell("did", &marks);
-                        },
-                    );
-                });
-            }
-        });
+        return rewrite_until_killed(&root, &AtomicBool::new(true));
     }
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path();
     lay_out(root);
     let mut random = Random::from_environment();
     let (edits, tally) = (Edits::default(), Tally::default());
-    let (redone, superseded) = (AtomicU64::new(0), AtomicU64::new(0));
     let wanted = AtomicBool::new(true);
     std::thread::scope(|scope| {
         let running = Running(&wanted);
@@ -433,7 +461,7 @@ fn editors_beside_kills_and_recoveries_lose_nothing() {
         let start = Instant::now();
         for round in 0..30 {
             // On a slow machine a few rounds have as much in them.
-            if start.elapsed() > Duration::from_secs(12) && redone.load(Ordering::Relaxed) > 50 {
+            if start.elapsed() > Duration::from_secs(12) && tally.of("redone") > 50 {
                 break;
             }
             let mut speaking = Speaking::start(
@@ -444,31 +472,18 @@ fn editors_beside_kills_and_recoveries_lose_nothing() {
             std::thread::sleep(Duration::from_micros(random.below(80_000)));
             speaking.child.kill().unwrap();
             said.extend(speaking.end().0);
-            let mut last = BTreeMap::new();
-            for line in &said {
-                let words: Vec<&str> = line.split_whitespace().collect();
-                match words[..] {
-                    ["opened", count, foreign] => {
-                        redone.fetch_add(count.parse().unwrap(), Ordering::Relaxed);
-                        superseded.fetch_add(foreign.parse().unwrap(), Ordering::Relaxed);
-                    }
-                    ["will", thread, ..] => drop(last.insert(thread, words[2..].to_vec())),
-                    ["did", thread, ..] => {
-                        last.remove(thread);
-                        edits.seen.lock().unwrap().extend(words[2..].iter().map(|mark| (*mark).to_owned()));
-                        tally.count("committed");
-                    }
-                    _ => panic!("round {round}: {said:#?}"),
-                }
-            }
-            edits.seen.lock().unwrap().extend(last.into_values().flatten().map(str::to_owned));
+            hear(&said, &edits, &tally, &format!("round {round}"));
         }
         drop(running);
     });
     options().open(root).unwrap().close().unwrap();
     check(root, edits, &tally);
-    println!("{redone:?} redone, {superseded:?} edits left where they were by recovery");
-    assert!(redone.into_inner() > 10 && tally.of("committed") > 30, "there was no race");
+    println!(
+        "{} redone, {} edits left where they were by recovery",
+        tally.of("redone"),
+        tally.of("superseded")
+    );
+    assert!(tally.of("redone") > 10 && tally.of("committed") > 30, "there was no race");
     assert!(inspect(root).verify().unwrap().problems.is_empty());
     let store = options().open(root).unwrap();
     commit(&store, |tx| tx.write("good", "commit")).unwrap();

@@ -1,0 +1,64 @@
+//! LIMIT: BARE, and each file created, written and renamed without a sync. What any design costs that leaves ordinary
+//! files behind.
+
+use std::path::{Path, PathBuf};
+
+use atomtree_tests::floor::{Bare, Limit};
+
+use crate::batch::Batch;
+use crate::failure::{Failure, On};
+use crate::rivals::{BARE_BYTES, Opening, Rival, Role, Writer, read};
+
+/// See the file's head.
+pub(super) struct LimitFloor;
+
+impl Rival for LimitFloor {
+    fn name(&self) -> &'static str {
+        "limit"
+    }
+
+    fn version(&self) -> String {
+        String::new()
+    }
+
+    fn setting(&self) -> &'static str {
+        "bare, and each file created, written and renamed or exchanged, unsynced"
+    }
+
+    fn role(&self) -> Role {
+        Role::Limit
+    }
+
+    fn open(&self, dir: &Path, _: Opening) -> Result<Box<dyn Writer>, Failure> {
+        let path = dir.join("bare");
+        let file = Bare::create(&path, BARE_BYTES).on("make", path)?;
+        let names = Limit::new(dir).on("prepare", dir)?;
+        Ok(Box::new(Open { dir: dir.to_owned(), file, names }))
+    }
+}
+
+struct Open {
+    dir: PathBuf,
+    file: Bare,
+    names: Limit,
+}
+
+impl Writer for Open {
+    fn create_dir(&self, dir: &str) -> Result<(), Failure> {
+        self.names.create_dir(dir).on("make", self.dir.join(dir))
+    }
+
+    fn put(&self, batch: &Batch) -> Result<(), Failure> {
+        self.file.write(batch.all()).on("write", self.dir.join("bare"))?;
+        let files = batch.files().map(|file| (file.name, file.content));
+        self.names.put(batch.dir(), batch.replaces(), files).on("write", self.dir.join(batch.dir()))
+    }
+
+    fn get(&self, path: &str) -> Result<Vec<u8>, Failure> {
+        read(&self.dir, path)
+    }
+
+    fn tidy(&self) -> Result<(), Failure> {
+        self.names.clear().on("clear", &self.dir)
+    }
+}

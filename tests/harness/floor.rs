@@ -1,0 +1,122 @@
+//! The least that a durable change can cost, for benchmarks to stand beside.
+//!
+//! BARE is one `pwrite` of the bytes and one `fdatasync`, into a file whose blocks are all written: no names, no
+//! atomicity of several files. LIMIT is BARE, and for each file a temporary file created, written and renamed (or
+//! exchanged with what it replaces), unsynced: what any design costs that leaves ordinary files behind.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use atomtree_vfs::os::Os;
+use atomtree_vfs::{Dir, Vfs};
+
+/// BARE: a file whose blocks are all written.
+pub struct Bare {
+    file: File,
+}
+
+impl Bare {
+    /// Makes the file, of `bytes` bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn create(path: &Path, bytes: usize) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        let zeros = vec![0; bytes.min(1 << 20)];
+        let mut offset = 0;
+        while offset < bytes {
+            let length = zeros.len().min(bytes - offset);
+            file.write_all_at(&zeros[..length], offset as u64)?;
+            offset += length;
+        }
+        file.sync_all()?;
+        Ok(Self { file })
+    }
+
+    /// One write at the beginning and one sync. The bytes must not be more than the file was made for.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_at(bytes, 0)
+    }
+
+    /// As [`Bare::write`], at an offset, for logs that go on.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)?;
+        self.file.sync_data()
+    }
+}
+
+/// What LIMIT does beside BARE: temporary files, and their way to their names.
+pub struct Limit {
+    root: Arc<dyn Dir>,
+    temporary: Arc<dyn Dir>,
+    /// Makes the temporary names, which threads must not share.
+    next: AtomicU64,
+}
+
+impl Limit {
+    /// Files get their names below `root`, which exists and holds no `temporary` yet.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(root: &Path) -> io::Result<Self> {
+        let root = Os.open_root(root)?;
+        root.create_dir(OsStr::new("temporary"), 0o777)?;
+        Ok(Self { temporary: root.open_dir(Path::new("temporary"))?, root, next: AtomicU64::new(0) })
+    }
+
+    /// Makes a directory for [`Limit::put`].
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn create_dir(&self, dir: &str) -> io::Result<()> {
+        self.root.create_dir(OsStr::new(dir), 0o777)
+    }
+
+    /// Writes each content beside its name and puts it there, with no sync. What is replaced stays until
+    /// [`Limit::clear`]. Threads may do so at once, under different names.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn put<'a>(
+        &self,
+        dir: &str,
+        replaced: bool,
+        files: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    ) -> io::Result<()> {
+        let target = self.root.open_dir(Path::new(dir))?;
+        for (name, content) in files {
+            let (name, slot) =
+                (OsStr::new(name), OsString::from(self.next.fetch_add(1, Relaxed).to_string()));
+            let staged = self.temporary.create_file(&slot, 0o666)?;
+            staged.write_at(&[IoSlice::new(content)], 0)?;
+            let exchanged = replaced && self.temporary.exchange(&slot, &*target, name).is_ok();
+            if !exchanged {
+                self.temporary.rename(&slot, &*target, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the originals that were exchanged, as a checkpoint does.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn clear(&self) -> io::Result<()> {
+        for entry in self.temporary.list()? {
+            self.temporary.remove_file(&entry.name)?;
+        }
+        Ok(())
+    }
+}

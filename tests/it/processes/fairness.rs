@@ -1,0 +1,116 @@
+//! Whether a process with many threads leaves the others their turn.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{PATIENCE, Worker, duration, end, given, go, ready};
+use crate::basics::{child_root, commit, inspect, small};
+use crate::kills::say;
+
+const SINGLES: u64 = 4;
+const THREADS: u64 = 16;
+
+/// Commits to files of its own with as many threads as it is told to; says how often, and the longest that one took.
+fn commit_until_stopped(root: &Path) {
+    let (name, threads) = (given("NAME"), given("THREADS"));
+    let store = small().open(root).unwrap();
+    let wanted = ready();
+    let (count, longest) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (store, wanted, count, longest) = (&store, &wanted, &count, &longest);
+            scope.spawn(move || {
+                while wanted.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    let text = count.fetch_add(1, Ordering::Relaxed).to_string();
+                    commit(store, |tx| tx.write(format!("{name}/{thread}"), text)).unwrap();
+                    longest.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    say(&format!("count {} {}", count.into_inner(), longest.into_inner()));
+    store.close().unwrap();
+}
+
+/// Goal: a process in which many threads wait does not starve others in which one does: a turn is a batch, and turns go
+/// round. Method: one process with sixteen threads beside four with one, for a while; of the four each gets about as many
+/// commits as another, and the sixteen no more than sixteen times as many, generously.
+#[test]
+fn many_threads_leave_others_their_turn() {
+    if let Some(root) = child_root() {
+        return commit_until_stopped(&root);
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    let store = small().open(root).unwrap();
+    commit(&store, |tx| (0..=SINGLES).try_for_each(|name| tx.create_dir(name.to_string()))).unwrap();
+    store.close().unwrap();
+    let mut workers: Vec<Worker> = (0..=SINGLES)
+        .map(|name| {
+            let settings = [("NAME", name), ("THREADS", if name == 0 { THREADS } else { 1 })];
+            let test = "processes::fairness::many_threads_leave_others_their_turn";
+            Worker::start(test, root, format!("process {name}"), &settings)
+        })
+        .collect();
+    go(&mut workers);
+    let begun = Instant::now();
+    std::thread::sleep(duration(Duration::from_secs(3)));
+    let said = end(workers).into_iter();
+    let shares: Vec<(u64, Duration)> = said
+        .map(|lines| {
+            let words: Vec<&str> = lines[0].split(' ').collect();
+            assert_eq!(words[0], "count", "{lines:#?}");
+            (words[1].parse().unwrap(), Duration::from_micros(words[2].parse().unwrap()))
+        })
+        .collect();
+    let time = begun.elapsed().as_secs_f64();
+    let ((many, _), singles) = (shares[0], &shares[1..]);
+    let [least, most] = [singles.iter().min(), singles.iter().max()].map(|one| one.unwrap().0);
+    let batches = many as f64 / THREADS as f64;
+    println!(
+        "in {time:.1} s: {many} commits of {THREADS} threads, about {batches:.0} full batches; {least} to {most} of single threads; \
+         the longest waits were {:.1?}",
+        shares.iter().map(|(_, longest)| *longest).collect::<Vec<_>>()
+    );
+    assert!(least > 0 && least * 4 >= most, "one of the single threads starves: {shares:?}");
+    assert!(batches <= 6.0 * least as f64, "the sixteen threads take all turns: {shares:?}");
+    assert!(most as f64 <= 6.0 * batches, "the sixteen threads starve: {shares:?}");
+    assert!(inspect(root).verify().unwrap().problems.is_empty());
+}
+
+/// Goal: a process that comes, commits and leaves does not wait for a moment in which no other process commits: there may be
+/// none. Method: four that commit all the time, with two threads each, and a store that is opened, committed to and closed
+/// beside them, several times; how long that takes is measured.
+#[test]
+fn leaving_does_not_wait_for_others() {
+    let test = "processes::fairness::leaving_does_not_wait_for_others";
+    if let Some(root) = child_root() {
+        return commit_until_stopped(&root);
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    small().open(root).unwrap().close().unwrap();
+    let mut workers: Vec<Worker> = (0..SINGLES)
+        .map(|name| Worker::start(test, root, format!("process {name}"), &[("NAME", name), ("THREADS", 2)]))
+        .collect();
+    go(&mut workers);
+    let mut longest = Duration::ZERO;
+    for round in 0..5 {
+        let (sender, done) = std::sync::mpsc::channel();
+        let (root, begun) = (root.to_owned(), Instant::now());
+        std::thread::spawn(move || {
+            let store = small().open(root).unwrap();
+            commit(&store, |tx| tx.write("visitor", round.to_string())).unwrap();
+            store.close().unwrap();
+            sender.send(()).unwrap();
+        });
+        done.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("round {round}: it can't leave"));
+        longest = longest.max(begun.elapsed());
+    }
+    println!("to come, commit and leave beside {SINGLES} busy processes took {longest:.2?} at most");
+    end(workers);
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
+    assert!(inspect(root).verify().unwrap().problems.is_empty());
+}
