@@ -82,6 +82,7 @@ struct State {
     is_edited: bool,
     /// Changes by whoever else.
     changes: u64,
+    deaths: u64,
     visited: Visited,
     told: Vec<String>,
     failure: Option<String>,
@@ -114,6 +115,7 @@ impl World {
             has_sync_failed: false,
             is_edited: false,
             changes: 0,
+            deaths: 0,
             visited: Visited::default(),
             told: Vec::new(),
             failure: None,
@@ -358,7 +360,7 @@ impl Shared {
         }
         let mut state = self.state();
         state.model.leave_open_all_of(process);
-        (state.is_unfinished, state.changes) = (true, state.changes + 1);
+        (state.is_unfinished, state.changes, state.deaths) = (true, state.changes + 1, state.deaths + 1);
         Fault::Error(EIO)
     }
 
@@ -461,7 +463,15 @@ impl Shared {
 
     /// Does something that nobody is in the way of, however often that takes.
     fn act(self: &Arc<Self>, process: usize, kind: Kind) -> Result<(), String> {
-        let operations = self.operations_for(kind);
+        self.act_with(process, kind, self.operations_for(kind))
+    }
+
+    fn act_with(
+        self: &Arc<Self>,
+        process: usize,
+        kind: Kind,
+        operations: Vec<Operation>,
+    ) -> Result<(), String> {
         if !self.state().is_watching || self.state().step.is_empty() {
             self.state().step.clone_from(&operations);
         }
@@ -547,6 +557,7 @@ impl Shared {
     /// Tries an act, and keeps the model.
     fn once(&self, process: usize, kind: Kind, operations: &[Operation]) -> Result<(), Error> {
         self.tell(|| format!("{process} begins to {kind:?} {operations:?}"));
+        let deaths = self.state().deaths;
         let result = match kind {
             Kind::Commit => self.commit(process, operations),
             Kind::Checkpoint => self.store(process).expect("it is open").checkpoint(),
@@ -574,11 +585,17 @@ impl Shared {
                 closed
             }
         };
+        if self.state().dies_next == Some(process) {
+            self.state().dies_next = None;
+            self.die(process);
+        }
         self.tell(|| match &result {
             Ok(()) => format!("{process} has done {kind:?}"),
             Err(error) => format!("{process} could not {kind:?}: {error} ({:?})", error.kind()),
         });
-        if result.is_ok() && self.is_alive(process) {
+        // Who died within may have died after this one had the lock for the last time.
+        let has_anybody_died = self.state().deaths > deaths;
+        if result.is_ok() && self.is_alive(process) && !has_anybody_died {
             self.see(process, kind);
         }
         result
@@ -759,7 +776,8 @@ impl Shared {
                 0
             }
         };
-        self.act(last, Kind::Commit)?;
+        // What changes something, so that there is something to settle.
+        self.act_with(last, Kind::Commit, vec![Operation::Write("last", b"committed".to_vec())])?;
         if self.store(last).is_none() {
             return Ok(());
         }
