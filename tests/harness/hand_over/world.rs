@@ -423,6 +423,7 @@ impl Shared {
                 }
             }
             Err(error) if state.has_sync_failed && is_of_a_failed_sync(&error) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Poisoned && self.may_be_cut_short(&state) => Ok(()),
             // What somebody left half done is seen before it is finished.
             Err(_) if (is_unfinished || has_finished) && kind == Kind::Commit => Ok(()),
             Err(error) => Err(format!("{} failed: {error}", what())),
@@ -496,12 +497,19 @@ impl Shared {
             };
             // What a recovery has put in place anew is another file.
             let has_changed = has_changed || self.count_take_overs(process) > finished;
-            if has_sync_failed && is_of_a_failed_sync(&error) {
+            let may_be_cut_short = self.may_be_cut_short(&self.state());
+            if has_sync_failed && is_of_a_failed_sync(&error)
+                || may_be_cut_short && error.kind() == ErrorKind::Poisoned
+            {
                 let has_ended = matches!(kind, Kind::Open | Kind::Close);
                 if !has_ended && !self.is_poisoned(process, &error)? {
                     continue;
                 }
                 return self.recover_poisoned(process, &what);
+            }
+            if kind == Kind::Open && error.kind() == ErrorKind::Locked && self.state().model.last_tx() == 0 {
+                // Another was just creating the store, and has done so.
+                continue;
             }
             if !(has_changed || is_unfinished) || error.kind() == ErrorKind::Locked || kind != Kind::Commit {
                 return Err(what);
@@ -517,7 +525,10 @@ impl Shared {
                         return Ok(());
                     }
                     Ok(()) => {}
-                    Err(error) if has_sync_failed && is_of_a_failed_sync(&error) => {
+                    Err(error)
+                        if has_sync_failed && is_of_a_failed_sync(&error)
+                            || may_be_cut_short && error.kind() == ErrorKind::Poisoned =>
+                    {
                         return self.recover_poisoned(process, &error.to_string());
                     }
                     Err(error) => {
@@ -664,6 +675,13 @@ impl Shared {
                 .get_or_insert(format!("nobody else touched the tree, and {process} reports {report:#?}"));
         }
         state.visited.take_overs += u64::from(report.redone > 0);
+        state.changes += u64::from(*report != RecoveryReport::default());
+    }
+
+    /// Whether somebody may have died in a recovery that takes names out of the tree for a moment: then the next who opens
+    /// the store has to finish it.
+    fn may_be_cut_short(&self, state: &State) -> bool {
+        !self.settings.can_exchange && state.deaths > 0
     }
 
     fn count_take_overs(&self, process: usize) -> usize {
@@ -681,10 +699,11 @@ impl Shared {
 
     /// Whether the process takes no more commits; it has to be so if it could not tell what became of something.
     fn is_poisoned(&self, process: usize, error: &Error) -> Result<bool, String> {
-        let must_be = matches!(
-            error.kind(),
-            ErrorKind::OutcomeUnknown | ErrorKind::CommittedNotApplied | ErrorKind::Poisoned
-        );
+        if error.kind() == ErrorKind::Poisoned {
+            // It may be another that is, and this one is told whenever it tries.
+            return Ok(true);
+        }
+        let must_be = matches!(error.kind(), ErrorKind::OutcomeUnknown | ErrorKind::CommittedNotApplied);
         match self.store(process).expect("it is open").begin() {
             Ok(_) if must_be => Err(format!("after {error}, a transaction may begin")),
             Ok(_) => Ok(false),
