@@ -230,6 +230,10 @@ impl Engine {
         let recorded = {
             let mut lock = None;
             match self.held_or_locked(turn, &mut held, &mut lock) {
+                // Somebody died meanwhile, and taking the lock was a recovery, which has settled more than this.
+                Ok(commits) if transactions.last().is_some_and(|last| last.lsn <= commits.settled) => {
+                    return Ok(Progress::Settled);
+                }
                 Ok(commits) => self.record(commits, &transactions)?,
                 Err(error) => return Ok(Progress::PutOff(error)),
             }

@@ -27,15 +27,22 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// `locked` if another process was building it all the time.
 pub(crate) fn ensure(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     let deadline = options.deadline();
+    let mut busy = None;
     loop {
         match root.metadata(OsStr::new(STORE_DIR)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             found => return found.map(drop).on("look at", STORE_DIR),
         }
-        match create(root, options) {
-            Err(Error::Locked { .. }) if now() < deadline => std::thread::sleep(PAUSE),
-            created => created?,
+        if let Some(error) = busy.filter(|_| now() >= deadline) {
+            return Err(error);
         }
+        busy = match create(root, options) {
+            Err(error @ Error::Locked { .. }) => {
+                std::thread::sleep(PAUSE);
+                Some(error)
+            }
+            created => created.map(|()| None)?,
+        };
     }
 }
 

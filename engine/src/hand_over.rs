@@ -111,7 +111,7 @@ impl CommitState {
             let cleared = earlier.last().copied().unwrap_or(self.settled).max(self.settled);
             let settled = self.unsettled.iter().filter(|one| one.lsn > cleared && one.lsn <= *last);
             self.uncleared = settled.cloned().collect();
-            self.note_settled((*last).max(self.settled));
+            self.note_settled(analysis.watermark.max(self.settled));
         }
         (self.next_tx, self.applied) = (analysis.next_tx, analysis.applied);
     }
@@ -255,6 +255,9 @@ impl Engine {
             return Ok((commits, found));
         }
         self.check_settling()?;
+        if let Mark::Recovering { .. } = mark {
+            return Ok((commits, Found::Unfinished));
+        }
         let found = self.read_on(&mut commits)?;
         Ok((commits, found))
     }
@@ -345,11 +348,10 @@ impl Engine {
         let (store, _) = StoreFile::read(&*self.places.store)?;
         let (mut log, scan) = Log::open(self.places.wal.clone(), store.id, self.options.log)
             .map_err(atomtree_recovery::Error::Log)?;
-        if !self.can_exchange {
+        if !self.can_exchange && !matches!(self.locks.mark()?, Mark::Poisoned { .. }) {
             // A name that is written anew is nowhere for a moment. Whoever comes after a death in that moment has to know.
             let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
-            let reason = "a recovery was cut short".into();
-            self.locks.set_mark(&Mark::Poisoned { id, reason }).doing("write", ".atomtree/lock")?;
+            self.locks.set_mark(&Mark::Recovering { id }).doing("write", ".atomtree/lock")?;
         }
         // What somebody else has left unfinished is not written behind.
         log.leave_segment();
@@ -372,7 +374,7 @@ impl Engine {
         note_report(&report);
         commits.log = log;
         commits.settle_all(next_tx);
-        if matches!(self.locks.mark()?, Mark::Poisoned { .. }) {
+        if matches!(self.locks.mark()?, Mark::Poisoned { .. } | Mark::Recovering { .. }) {
             let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
             self.locks.set_mark(&Mark::Recovered { id }).doing("write", ".atomtree/lock")?;
             *self.recovered.lock() = Some(id);
@@ -389,7 +391,7 @@ impl Engine {
         let state = self.commits.lock();
         self.locks.take_commit(&self.places, deadline)?;
         let mut commits = CommitLock { engine: self, state };
-        let is_poisoned = matches!(self.locks.mark()?, Mark::Poisoned { .. });
+        let is_poisoned = matches!(self.locks.mark()?, Mark::Poisoned { .. } | Mark::Recovering { .. });
         if let Found::Known = self.read_again(&mut commits, None)?
             && !is_poisoned
         {

@@ -123,7 +123,8 @@ impl Engine {
             commits.settle_all(next_tx);
             report = done;
         }
-        let has_to_recover = !is_alone && (commits.is_unfinished || matches!(mark, Mark::Poisoned { .. }));
+        let has_to_recover = !is_alone
+            && (commits.is_unfinished || matches!(mark, Mark::Poisoned { .. } | Mark::Recovering { .. }));
         drop(analysis);
         drop(scan);
         let mut recovered = None;

@@ -7,6 +7,7 @@
 mod model;
 mod world;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 
@@ -236,19 +237,23 @@ impl std::ops::AddAssign for Visited {
 pub fn explore(seed: u64, effort: Effort) -> Visited {
     let mut visited = Visited::default();
     let mut random = Random::new(seed ^ 0xe4f0);
-    let try_case = |case: &Case, visited: &mut Visited| -> World {
+    let failures = RefCell::new(Vec::new());
+    let try_case = |case: &Case, visited: &mut Visited| -> Option<World> {
         match run(case, effort.moments_per_mille, false) {
             Ok(world) => {
                 *visited += world.visited();
                 visited.runs += 1;
                 visited.nested += u64::from(case.plan.len() > 1);
-                world
+                Some(world)
             }
-            Err(reason) => panic!("{}", explain(case, &reason)),
+            Err(reason) => {
+                failures.borrow_mut().push(explain(case, &reason));
+                None
+            }
         }
     };
     let plain = Case { seed, plan: Vec::new() };
-    let whole = try_case(&plain, &mut visited);
+    let Some(whole) = try_case(&plain, &mut visited) else { panic!("{}", failures.borrow()[0]) };
     for (_, what) in Interruption::ALL {
         let calls = whole.step_calls(what.is_at_every_call());
         if what == Interruption::Edit && !whole.may_be_edited() {
@@ -262,7 +267,7 @@ pub fn explore(seed: u64, effort: Effort) -> Visited {
                 continue;
             }
             let case = Case { seed, plan: vec![Planned { process: 0, call, what }] };
-            let first = try_case(&case, &mut visited);
+            let Some(first) = try_case(&case, &mut visited) else { continue };
             let others = first.calls_after_interruption();
             drop(first);
             for _ in 0..effort.nested {
@@ -303,6 +308,13 @@ pub fn explore(seed: u64, effort: Effort) -> Visited {
             }
         }
     }
+    let failures = failures.into_inner();
+    assert!(
+        failures.is_empty(),
+        "{} cases failed, as these:\n{}",
+        failures.len(),
+        failures[..failures.len().min(5)].join("\n\n")
+    );
     visited
 }
 

@@ -196,6 +196,13 @@ fn prepared(options: Options) -> TempDir {
     scratch
 }
 
+/// Which of these took the commit lock last, as its file says, if one did.
+fn holder(root: &Path, workers: &mut [Worker]) -> Option<usize> {
+    let note = std::fs::read_to_string(root.join(".atomtree/lock")).ok()?;
+    let pid: u32 = note.lines().next()?.strip_prefix("pid ")?.parse().ok()?;
+    workers.iter_mut().position(|worker| worker.pid() == pid)
+}
+
 /// Lets all begin at once.
 fn go(workers: &mut [Worker]) {
     workers.iter_mut().for_each(|worker| drop(worker.wait_for("ready")));

@@ -3,7 +3,7 @@
 //! ```text
 //! 0                                                     512
 //! +-----------------------------------------------------+--------------------------------------+
-//! | pid, started, boot, program, since: lines of text    | `poisoned` or `recovered`, id, reason |
+//! | pid, started, boot, program, since: lines of text    | `poisoned`, `recovered`, id, reason    |
 //! +-----------------------------------------------------+--------------------------------------+
 //! ```
 //!
@@ -73,6 +73,8 @@ pub(crate) enum Mark {
     None,
     /// It takes no commits until somebody recovers it.
     Poisoned { id: u128, reason: String },
+    /// Somebody recovers it, and may be found to have died in that.
+    Recovering { id: u128 },
     /// It was recovered, with others having it open.
     Recovered { id: u128 },
 }
@@ -87,6 +89,7 @@ impl Mark {
         let Ok(id) = u128::from_str_radix(id, 16) else { return Ok(Self::None) };
         Ok(match kind {
             "poisoned" => Self::Poisoned { id, reason: lines.next().unwrap_or_default().to_owned() },
+            "recovering" => Self::Recovering { id },
             "recovered" => Self::Recovered { id },
             _ => Self::None,
         })
@@ -100,6 +103,7 @@ impl Mark {
                 reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
                 format!("poisoned {id:032x}\n{reason}\n")
             }
+            Self::Recovering { id } => format!("recovering {id:032x}\n"),
             Self::Recovered { id } => format!("recovered {id:032x}\n"),
         };
         write_part(file, NOTE_BYTES as u64, text)

@@ -85,14 +85,23 @@ impl Transaction {
         mode: Option<u32>,
     ) -> Result<(), Error> {
         check_mode(path, mode)?;
-        let asked = asked(path)?;
-        let spot = match self.file_to_write(&asked)? {
-            Some(spot) => spot,
-            None => self.make_spot(&asked)?,
-        };
-        let attributes = self.attributes_of(&spot, mode)?;
-        self.put(&spot, NewFile { content, attributes, modified: None });
+        let spot = self.spot_to_write(path)?;
+        self.write_at(&spot, content, mode)
+    }
+
+    fn write_at(&mut self, spot: &Spot, content: Arc<NewContent>, mode: Option<u32>) -> Result<(), Error> {
+        let attributes = self.attributes_of(spot, mode)?;
+        self.put(spot, NewFile { content, attributes, modified: None });
         Ok(())
+    }
+
+    /// Where a write to a path goes, in directories that are made where they are missing.
+    fn spot_to_write(&mut self, path: &Path) -> Result<Spot, Error> {
+        let asked = asked(path)?;
+        match self.file_to_write(&asked)? {
+            Some(spot) => Ok(spot),
+            None => self.make_spot(&asked),
+        }
     }
 
     /// Where a write to a path goes, if the directory is there.
@@ -110,11 +119,11 @@ impl Transaction {
     /// As [`Transaction::append`], and gives the file this mode if one is given.
     pub fn append_with_mode(&mut self, path: &Path, content: &[u8], mode: Option<u32>) -> Result<(), Error> {
         check_mode(path, mode)?;
-        let asked = asked(path)?;
-        let existing = self.file_to_write(&asked)?.filter(|spot| self.is_there(spot));
-        let Some(spot) = existing else {
-            return self.write_file(path, NewContent::bytes(content.to_vec()), mode);
-        };
+        // Looked at once: somebody may just be making the file, and that is either seen or in the way.
+        let spot = self.spot_to_write(path)?;
+        if !self.is_there(&spot) {
+            return self.write_at(&spot, NewContent::bytes(content.to_vec()), mode);
+        }
         self.edit(&spot, Ok, content)?;
         if let (Some(mode), Now::File(file)) = (mode, &mut self.view.name_mut(&spot).now) {
             file.attributes = file.attributes.with_mode(mode);

@@ -82,6 +82,7 @@ struct State {
     is_edited: bool,
     /// Changes by whoever else.
     changes: u64,
+    deaths: u64,
     visited: Visited,
     told: Vec<String>,
     failure: Option<String>,
@@ -114,6 +115,7 @@ impl World {
             has_sync_failed: false,
             is_edited: false,
             changes: 0,
+            deaths: 0,
             visited: Visited::default(),
             told: Vec::new(),
             failure: None,
@@ -358,7 +360,7 @@ impl Shared {
         }
         let mut state = self.state();
         state.model.leave_open_all_of(process);
-        (state.is_unfinished, state.changes) = (true, state.changes + 1);
+        (state.is_unfinished, state.changes, state.deaths) = (true, state.changes + 1, state.deaths + 1);
         Fault::Error(EIO)
     }
 
@@ -421,6 +423,7 @@ impl Shared {
                 }
             }
             Err(error) if state.has_sync_failed && is_of_a_failed_sync(&error) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Poisoned && self.may_be_cut_short(&state) => Ok(()),
             // What somebody left half done is seen before it is finished.
             Err(_) if (is_unfinished || has_finished) && kind == Kind::Commit => Ok(()),
             Err(error) => Err(format!("{} failed: {error}", what())),
@@ -461,7 +464,15 @@ impl Shared {
 
     /// Does something that nobody is in the way of, however often that takes.
     fn act(self: &Arc<Self>, process: usize, kind: Kind) -> Result<(), String> {
-        let operations = self.operations_for(kind);
+        self.act_with(process, kind, self.operations_for(kind))
+    }
+
+    fn act_with(
+        self: &Arc<Self>,
+        process: usize,
+        kind: Kind,
+        operations: Vec<Operation>,
+    ) -> Result<(), String> {
         if !self.state().is_watching || self.state().step.is_empty() {
             self.state().step.clone_from(&operations);
         }
@@ -486,12 +497,19 @@ impl Shared {
             };
             // What a recovery has put in place anew is another file.
             let has_changed = has_changed || self.count_take_overs(process) > finished;
-            if has_sync_failed && is_of_a_failed_sync(&error) {
+            let may_be_cut_short = self.may_be_cut_short(&self.state());
+            if has_sync_failed && is_of_a_failed_sync(&error)
+                || may_be_cut_short && error.kind() == ErrorKind::Poisoned
+            {
                 let has_ended = matches!(kind, Kind::Open | Kind::Close);
                 if !has_ended && !self.is_poisoned(process, &error)? {
                     continue;
                 }
                 return self.recover_poisoned(process, &what);
+            }
+            if kind == Kind::Open && error.kind() == ErrorKind::Locked && self.state().model.last_tx() == 0 {
+                // Another was just creating the store, and has done so.
+                continue;
             }
             if !(has_changed || is_unfinished) || error.kind() == ErrorKind::Locked || kind != Kind::Commit {
                 return Err(what);
@@ -507,7 +525,10 @@ impl Shared {
                         return Ok(());
                     }
                     Ok(()) => {}
-                    Err(error) if has_sync_failed && is_of_a_failed_sync(&error) => {
+                    Err(error)
+                        if has_sync_failed && is_of_a_failed_sync(&error)
+                            || may_be_cut_short && error.kind() == ErrorKind::Poisoned =>
+                    {
                         return self.recover_poisoned(process, &error.to_string());
                     }
                     Err(error) => {
@@ -547,6 +568,7 @@ impl Shared {
     /// Tries an act, and keeps the model.
     fn once(&self, process: usize, kind: Kind, operations: &[Operation]) -> Result<(), Error> {
         self.tell(|| format!("{process} begins to {kind:?} {operations:?}"));
+        let deaths = self.state().deaths;
         let result = match kind {
             Kind::Commit => self.commit(process, operations),
             Kind::Checkpoint => self.store(process).expect("it is open").checkpoint(),
@@ -574,11 +596,17 @@ impl Shared {
                 closed
             }
         };
+        if self.state().dies_next == Some(process) {
+            self.state().dies_next = None;
+            self.die(process);
+        }
         self.tell(|| match &result {
             Ok(()) => format!("{process} has done {kind:?}"),
             Err(error) => format!("{process} could not {kind:?}: {error} ({:?})", error.kind()),
         });
-        if result.is_ok() && self.is_alive(process) {
+        // Who died within may have died after this one had the lock for the last time.
+        let has_anybody_died = self.state().deaths > deaths;
+        if result.is_ok() && self.is_alive(process) && !has_anybody_died {
             self.see(process, kind);
         }
         result
@@ -647,6 +675,13 @@ impl Shared {
                 .get_or_insert(format!("nobody else touched the tree, and {process} reports {report:#?}"));
         }
         state.visited.take_overs += u64::from(report.redone > 0);
+        state.changes += u64::from(*report != RecoveryReport::default());
+    }
+
+    /// Whether somebody may have died in a recovery that takes names out of the tree for a moment: then the next who opens
+    /// the store has to finish it.
+    fn may_be_cut_short(&self, state: &State) -> bool {
+        !self.settings.can_exchange && state.deaths > 0
     }
 
     fn count_take_overs(&self, process: usize) -> usize {
@@ -664,10 +699,11 @@ impl Shared {
 
     /// Whether the process takes no more commits; it has to be so if it could not tell what became of something.
     fn is_poisoned(&self, process: usize, error: &Error) -> Result<bool, String> {
-        let must_be = matches!(
-            error.kind(),
-            ErrorKind::OutcomeUnknown | ErrorKind::CommittedNotApplied | ErrorKind::Poisoned
-        );
+        if error.kind() == ErrorKind::Poisoned {
+            // It may be another that is, and this one is told whenever it tries.
+            return Ok(true);
+        }
+        let must_be = matches!(error.kind(), ErrorKind::OutcomeUnknown | ErrorKind::CommittedNotApplied);
         match self.store(process).expect("it is open").begin() {
             Ok(_) if must_be => Err(format!("after {error}, a transaction may begin")),
             Ok(_) => Ok(false),
@@ -759,7 +795,8 @@ impl Shared {
                 0
             }
         };
-        self.act(last, Kind::Commit)?;
+        // What changes something, so that there is something to settle.
+        self.act_with(last, Kind::Commit, vec![Operation::Write("last", b"committed".to_vec())])?;
         if self.store(last).is_none() {
             return Ok(());
         }

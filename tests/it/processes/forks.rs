@@ -12,6 +12,7 @@ use atomtree::{Error, ErrorKind, Store, Transaction};
 use super::{Worker, duration, shoot};
 use crate::basics::{child_root, commit, inspect, small};
 use crate::kills::{check_report, say};
+use crate::races::Running;
 
 /// So that a forked child without a parent does not stay for ever.
 const LIFE: Duration = Duration::from_secs(50);
@@ -180,6 +181,7 @@ fn fork_beside_threads(root: &Path) {
                 }
             });
         }
+        let running = Running(&wanted);
         let begun = Instant::now();
         while begun.elapsed() < duration(Duration::from_secs(1)) {
             let number = refused + opened;
@@ -197,7 +199,7 @@ fn fork_beside_threads(root: &Path) {
             assert_eq!(wait(child.unwrap()), Some(0), "child {number}");
             if number % 2 == 0 { refused += 1 } else { opened += 1 }
         }
-        wanted.store(false, Ordering::Relaxed);
+        drop(running);
     });
     store.close().unwrap();
     say(&format!("forked {refused} {opened}"));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use atomtree::{Options, Transaction};
 use atomtree_tests::signals::Signal;
 
-use super::{PATIENCE, Worker, duration, end, given, insist, prepared, ready};
+use super::{PATIENCE, Worker, duration, end, given, holder, insist, prepared, ready};
 use crate::basics::{Random, child_root};
 use crate::kills::{Chain, check_report, say, tiny, versions};
 
@@ -90,13 +90,6 @@ impl Crew<'_> {
         }
     }
 
-    /// Whose process took the commit lock last, as its file says, if it is one of these.
-    fn holder(&mut self) -> Option<usize> {
-        let note = std::fs::read_to_string(self.root.join(".atomtree/lock")).ok()?;
-        let pid: u32 = note.lines().next()?.strip_prefix("pid ")?.parse().ok()?;
-        self.workers.iter_mut().position(|worker| worker.pid() == pid)
-    }
-
     /// How long it takes until another so many versions are acknowledged.
     fn next(&mut self, count: u64, label: &str) -> Duration {
         let (begun, wanted) = (Instant::now(), self.acknowledged + count);
@@ -137,7 +130,7 @@ fn members_die_and_stop_and_the_others_go_on() {
     while begun.elapsed() < duration(Duration::from_secs(5)) {
         std::thread::sleep(Duration::from_micros(random.below(60_000)));
         // Often who is in the middle of a commit.
-        let holder = if random.below(4) > 0 { crew.holder() } else { None };
+        let holder = if random.below(4) > 0 { holder(root, &mut crew.workers) } else { None };
         let own = holder.unwrap_or_else(|| random.below(PROCESSES) as usize);
         let label = format!("kill {kills}, stop {stops}, process {own}");
         if random.below(4) == 0 {

@@ -16,6 +16,7 @@ use super::{PATIENCE, Worker, duration, insist};
 use crate::basics::{child_root, commit, inspect, kind_of, small};
 use crate::cli::program;
 use crate::kills::{Chain, check_report, say, versions};
+use crate::races::Running;
 
 /// Input/output error, as Linux numbers it.
 const EIO: i32 = 5;
@@ -258,6 +259,7 @@ fn failures_in_the_midst_of_everything_lose_nothing() {
                 });
             }
         }
+        let running = Running(&wanted);
         let begun = Instant::now();
         // On a slow machine a few failures take longer.
         while begun.elapsed() < duration(Duration::from_secs(3)) || failures < 6 && begun.elapsed() < PATIENCE
@@ -277,7 +279,7 @@ fn failures_in_the_midst_of_everything_lose_nothing() {
             check_report(opener.recovery(), "the opener");
             opener.close().unwrap_or_else(|error| panic!("failure {failures}, the opener's close: {error}"));
         }
-        wanted.store(false, Ordering::Relaxed);
+        drop(running);
     });
     for (index, member) in members.into_iter().enumerate() {
         member.close().unwrap_or_else(|error| panic!("member {index}: {error}"));
