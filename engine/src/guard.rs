@@ -264,17 +264,13 @@ impl Engine {
     ) -> Result<Announced, Error> {
         loop {
             let mut commits = self.commits.lock();
-            match self.checkpoint_held(&mut commits) {
-                Some(settled) => {
-                    settled?;
-                    return Ok(guards::announce(&self.places, guards, patterns, turn)?);
-                }
-                // One is being made, and waits for the lock.
-                None => {
-                    drop(commits);
-                    self.checkpoint()?;
-                }
+            if let Some(settled) = self.checkpoint_held(&mut commits) {
+                settled?;
+                return Ok(guards::announce(&self.places, guards, patterns, turn)?);
             }
+            // One is being made, and waits for the lock.
+            drop(commits);
+            self.checkpoint()?;
         }
     }
 
