@@ -169,7 +169,7 @@ pub(crate) enum Command {
     },
     /// What `run` starts, and what becomes the command.
     #[command(hide = true)]
-    RunCommand {
+    RunChild {
         /// The guard
         id: String,
         /// The control group

@@ -41,7 +41,7 @@ pub fn run() -> ExitCode {
             batch::batch(&common, &store, policies, jobs, line_bytes_max)
         }
         Command::Run { flags, store } => Ok(run::run(&common, &store, &flags)),
-        Command::RunCommand { id, group, command } => Ok(run::enter(&common, &id, group.as_ref(), &command)),
+        Command::RunChild { id, group, command } => Ok(run::enter(&common, &id, group.as_ref(), &command)),
         Command::Status => look::status(&common),
         Command::Log { count } => look::log(&common, count),
         Command::Show { tx } => look::show(&common, tx),

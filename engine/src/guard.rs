@@ -265,21 +265,17 @@ impl Engine {
     ) -> Result<Announced, Error> {
         loop {
             let mut commits = self.lock_commits(self.options.deadline())?;
-            match self.checkpoint_held(&mut commits) {
-                Some(settled) => {
-                    settled?;
-                    let report = self.roll_back_abandoned()?;
-                    if report != RecoveryReport::default() {
-                        self.take_overs.lock().push(report);
-                    }
-                    return Ok(guards::announce(&self.places, guards, patterns, turn)?);
+            if let Some(settled) = self.checkpoint_held(&mut commits) {
+                settled?;
+                let report = self.roll_back_abandoned()?;
+                if report != RecoveryReport::default() {
+                    self.take_overs.lock().push(report);
                 }
-                // One is being made, and waits for the lock.
-                None => {
-                    drop(commits);
-                    self.checkpoint()?;
-                }
+                return Ok(guards::announce(&self.places, guards, patterns, turn)?);
             }
+            // One is being made, and waits for the lock.
+            drop(commits);
+            self.checkpoint()?;
         }
     }
 

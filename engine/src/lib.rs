@@ -58,8 +58,8 @@
 //!
 //! # Features
 //!
-//! `tracing`, off by default: spans `atomtree.open`, `.recovery`, `.commit`, `.submit`, `.stage`, `.sync`, `.apply` and
-//! `.checkpoint`, and events for conflicts, a full log, released ballast, displaced and quarantined content, and
+//! `tracing`, off by default: spans `atomtree.open`, `.recovery`, `.commit`, `.submit`, `.stage`, `.sync`, `.apply`,
+//! `.checkpoint` and `.guard`, and events for conflicts, a full log, released ballast, displaced and quarantined content, and
 //! poisoning. Without it they cost nothing.
 
 #[doc = include_str!("../docs/embedding.md")]

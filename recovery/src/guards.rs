@@ -58,7 +58,7 @@ const COMMAND_FILE: &str = "command";
 const NEW_SUFFIX: &str = ".new";
 
 /// How long the turn is waited for, and how often it is tried.
-const TURN_MAX: Duration = Duration::from_secs(60);
+const TURN_MAX: Duration = Duration::from_mins(1);
 const TURN_PAUSE: Duration = Duration::from_millis(1);
 
 /// How long a lock is tried whose owner is dead: a process that it had just forked may have it for a moment.
@@ -178,7 +178,7 @@ fn remove_if_there(dir: &dyn Dir, name: &str) -> io::Result<()> {
     }
 }
 
-fn refused(kind: Refusal, path: impl ToString, reason: impl Into<String>) -> Error {
+fn refused(kind: Refusal, path: &(impl ToString + ?Sized), reason: impl Into<String>) -> Error {
     Error::Refused { kind, path: path.to_string(), reason: reason.into() }
 }
 

@@ -57,6 +57,10 @@ fn split(path: &str) -> (&str, &OsStr) {
     (dir, OsStr::new(name))
 }
 
+fn one(random: &mut Random, all: &[&'static str]) -> &'static str {
+    all[random.below(all.len() as u64) as usize]
+}
+
 impl Edit {
     /// Does it, below this directory. What is not there to be edited is left alone.
     pub fn perform(&self, root: &dyn Dir) {
@@ -109,27 +113,27 @@ impl Edit {
     }
 
     fn generate(random: &mut Random) -> Self {
-        let names = ["a", "b", "d/a", "d/b", "d/e/a", "new", "d/new", "link", "twin"];
-        let dirs = ["d", "d/e", "empty", "new dir", "d/new dir"];
-        let path = *random.pick(&names);
+        let names: &[&'static str] = &["a", "b", "d/a", "d/b", "d/e/a", "new", "d/new", "link", "twin"];
+        let dirs: &[&'static str] = &["d", "d/e", "empty", "new dir", "d/new dir"];
+        let path = one(random, names);
         let length = *random.pick(&[3, 600, 2000]);
         match random.below(22) {
             0..=3 => Self::Write(path, random.below(1200), random.bytes(length)),
             4 => Self::SetLen(path, random.below(1500)),
             5 | 6 => Self::Create(path, random.bytes(length)),
             7 | 8 => Self::Replace(path, random.bytes(length)),
-            9 => Self::MakeDir(*random.pick(&dirs)),
+            9 => Self::MakeDir(one(random, dirs)),
             10 => Self::Link(path, "d/a"),
-            11 => Self::HardLink(path, *random.pick(&names)),
+            11 => Self::HardLink(path, one(random, names)),
             12 | 13 => Self::Remove(path),
-            14 => Self::RemoveDir(*random.pick(&dirs)),
-            15 => Self::Rename(path, *random.pick(&names)),
-            16 => Self::Rename(*random.pick(&dirs), *random.pick(&dirs)),
-            17 => Self::Exchange(*random.pick(&dirs), *random.pick(&dirs)),
-            18 => Self::SetMode(if random.percent(50) { path } else { *random.pick(&dirs) }, 0o700),
-            19 => Self::SetXattr(*random.pick(&dirs)),
+            14 => Self::RemoveDir(one(random, dirs)),
+            15 => Self::Rename(path, one(random, names)),
+            16 => Self::Rename(one(random, dirs), one(random, dirs)),
+            17 => Self::Exchange(one(random, dirs), one(random, dirs)),
+            18 => Self::SetMode(if random.percent(50) { path } else { one(random, dirs) }, 0o700),
+            19 => Self::SetXattr(one(random, dirs)),
             20 => Self::SetTime(path, 1),
-            _ if random.percent(50) => Self::SyncDir(*random.pick(&["", "d", "d/e"])),
+            _ if random.percent(50) => Self::SyncDir(one(random, &["", "d", "d/e"])),
             _ => Self::Sync(path),
         }
     }
@@ -183,8 +187,9 @@ impl Scene {
         };
         let patterns = random.pick(&[vec!["**"], vec!["**"], vec!["d/**"], vec!["a", "/d"]]).clone();
         let mut rounds = Vec::new();
-        for _ in 0..=random.below(2) {
-            let edits = (0..1 + random.below(7)).map(|_| Edit::generate(&mut random)).collect();
+        let count = 1 + random.below(2);
+        for _ in 0..count {
+            let edits = (0..=random.below(7)).map(|_| Edit::generate(&mut random)).collect();
             let end = *random.pick(&[
                 End::Kept,
                 End::Kept,
@@ -207,7 +212,7 @@ impl Scene {
             steps: Vec::new(),
         };
         let sim = machine(&history);
-        if self.seed % 2 == 0 {
+        if self.seed.is_multiple_of(2) {
             let dir = sim.open_root(Path::new(ROOT)).expect("it is there");
             dir.link(OsStr::new("a"), &*dir, OsStr::new("twin")).expect("links can be made");
             dir.sync_filesystem().expect("nothing fails");
@@ -294,7 +299,7 @@ fn record(scene: &Scene) -> Vec<Moment> {
             .expect("everything can be guarded");
         for edit in edits {
             edit.perform(&*outside);
-            if scene.seed % 3 == 0 {
+            if scene.seed.is_multiple_of(3) {
                 sim.advance(20_000_000);
             }
         }
@@ -393,16 +398,16 @@ fn go_down(scene: &Scene, moment: &Moment, path: &[(u64, Crash)], depth: u32, ra
     }
     drop(store);
     // Now that somebody has opened it, it is what it was found to be.
-    let last = Moment { machine: machine.power_cut(random.next()), operation: 0, allowed: vec![found] };
-    let again = match opened(&last.machine, scene) {
+    let after = Moment { machine: machine.power_cut(random.next()), operation: 0, allowed: vec![found] };
+    let again = match opened(&after.machine, scene) {
         Ok(store) => store,
-        Err(error) => fail(&last.machine, &format!("after a cut it does not open: {error}")),
+        Err(error) => fail(&after.machine, &format!("after a cut it does not open: {error}")),
     };
-    if let Err(reason) = compare(scene, &last.machine, &last.allowed) {
-        fail(&last.machine, &format!("after a cut of a store that had been opened, {reason}"));
+    if let Err(reason) = compare(scene, &after.machine, &after.allowed) {
+        fail(&after.machine, &format!("after a cut of a store that had been opened, {reason}"));
     }
     if random.percent(5) {
-        go_on(scene, &again, &last.machine, random).unwrap_or_else(|reason| fail(&last.machine, &reason));
+        go_on(scene, &again, &after.machine, random).unwrap_or_else(|reason| fail(&after.machine, &reason));
     }
     let mut judged = 2;
     // Not after each, so that the number of paths stays in bounds.

@@ -292,7 +292,7 @@ fn what_can_not_be_guarded_is_refused() {
     let mount = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&mounted).output().unwrap();
     if mount.status.success() {
         let refused = store.guard(["**"]).err().expect("it is refused");
-        let left_out = store.guard_with(&GuardOptions::new().ignore("/empty")).map(|guard| guard.keep());
+        let left_out = store.guard_with(&GuardOptions::new().ignore("/empty")).map(atomtree::Guard::keep);
         assert!(Command::new("umount").arg(&mounted).status().unwrap().success());
         assert_eq!((refused.kind(), refused.path()), (ErrorKind::MountPoint, Some(Path::new("empty"))));
         left_out.unwrap().unwrap();
@@ -374,7 +374,7 @@ fn damaged_images_are_reported_and_not_used() {
     for damage in [
         |image: &Path| fs::remove_file(image).unwrap(),
         |image: &Path| {
-            fs::OpenOptions::new().write(true).open(image).unwrap().write_at(b"?", 0).map(drop).unwrap()
+            fs::OpenOptions::new().write(true).open(image).unwrap().write_at(b"?", 0).map(drop).unwrap();
         },
     ] {
         let scratch = tempfile::tempdir().unwrap();

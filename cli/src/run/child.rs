@@ -56,7 +56,7 @@ impl Child {
         let group = command::make_group(&format!("atomtree-{}", guard.id()));
         let GuardedCommand { name, value } = guard.command();
         let mut first = Command::new("/proc/self/exe");
-        first.arg0("atomtree").arg("--root").arg(&common.root).args(["run-command", guard.id()]);
+        first.arg0("atomtree").arg("--root").arg(&common.root).args(["run-child", guard.id()]);
         if let Some(group) = &group {
             first.arg("--group").arg(group);
         }

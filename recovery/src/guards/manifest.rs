@@ -240,8 +240,7 @@ impl Manifest {
             }
             let twin = original.twin.as_deref().map(|twin| (twin, self.find(twin)));
             let has_source = match (original.kind(), &original.image, twin) {
-                (Kind::Dir, None, None) => true,
-                (Kind::File | Kind::Symlink | Kind::Other, Some(_), None) => true,
+                (Kind::Dir, None, None) | (Kind::File | Kind::Symlink | Kind::Other, Some(_), None) => true,
                 (Kind::File, None, Some((twin, Some(first)))) => {
                     twin < original.path.as_slice() && first.kind() == Kind::File && first.image.is_some()
                 }

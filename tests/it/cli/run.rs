@@ -51,7 +51,7 @@ fn sources() -> Tree {
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(5));
@@ -158,7 +158,7 @@ fn what_detaches_is_ended_before_a_roll_back() {
     let outside = tempfile::NamedTempFile::new().unwrap();
     let ticker = ticker(outside.path());
     let before = tree.all();
-    for detach in [
+    for start in [
         format!("({ticker}) &"),
         format!("setsid sh -c '{ticker}' &"),
         format!("(setsid sh -c '{ticker}' &) &"),
@@ -167,10 +167,10 @@ fn what_detaches_is_ended_before_a_roll_back() {
     ] {
         fs::write(outside.path(), "").unwrap();
         let ran =
-            tree.under_guard(&[], &format!("{detach} while [ ! -s ticking ]; do sleep 0.01; done; exit 9"));
-        assert_eq!(ran.status, 9, "{detach}: {ran:?}");
-        assert!(is_still(outside.path()), "{detach}");
-        assert_eq!(tree.all(), before, "{detach}");
+            tree.under_guard(&[], &format!("{start} while [ ! -s ticking ]; do sleep 0.01; done; exit 9"));
+        assert_eq!(ran.status, 9, "{start}: {ran:?}");
+        assert!(is_still(outside.path()), "{start}");
+        assert_eq!(tree.all(), before, "{start}");
     }
 }
 
@@ -386,12 +386,12 @@ fn an_installation_that_is_killed_leaves_nothing() {
     }
     let tree = Tree::new();
     let wheels = tempfile::tempdir().unwrap();
-    let make = "import zipfile,sys\nz=zipfile.ZipFile(sys.argv[1]+'/big-1-py3-none-any.whl','w')\nr=[]\n\
+    let packing = "import zipfile,sys\nz=zipfile.ZipFile(sys.argv[1]+'/big-1-py3-none-any.whl','w')\nr=[]\n\
         for i in range(1500):\n n='big/m%d.py'%i; z.writestr(n,'x=%d\\n'%i*50); r.append(n+',,')\n\
         d='big-1.dist-info/'\nz.writestr(d+'METADATA','Metadata-Version: 2.1\\nName: big\\nVersion: 1\\n')\n\
         z.writestr(d+'WHEEL','Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n\
         z.writestr(d+'RECORD','\\n'.join(r)+'\\n'+d+'METADATA,,\\n'+d+'WHEEL,,\\n'+d+'RECORD,,\\n')\nz.close()\n";
-    let made = Command::new("python3").args(["-c", make]).arg(wheels.path()).status().unwrap();
+    let made = Command::new("python3").args(["-c", packing]).arg(wheels.path()).status().unwrap();
     assert!(made.success());
     fs::create_dir(tree.path("site")).unwrap();
     tree.write("site/kept.py", "x = 1\n");
@@ -439,9 +439,9 @@ fn patterns_say_what_is_guarded() {
 #[test]
 fn no_space_is_told_before_the_command_starts() {
     let mount = tempfile::tempdir().unwrap();
-    let mounted =
+    let made =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "none"]).arg(mount.path()).output();
-    if !mounted.is_ok_and(|output| output.status.success()) {
+    if !made.is_ok_and(|output| output.status.success()) {
         println!("skipped: nothing can be mounted here");
         return;
     }
@@ -456,8 +456,8 @@ fn no_space_is_told_before_the_command_starts() {
         .output()
         .unwrap();
     let has_started = mount.path().join("started").exists();
-    let umount = Command::new("umount").arg(mount.path()).status().unwrap();
-    assert!(umount.success());
+    let is_gone = Command::new("umount").arg(mount.path()).status().unwrap();
+    assert!(is_gone.success());
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(125), "{said}");
     assert!(said.starts_with(r#"{"ok":false,"error":"no_space""#), "{said}");

@@ -59,8 +59,8 @@ pub(crate) const ALL: &[(&str, Edit)] = &[
     }),
     ("closes a directory", |root| {
         fs::write(root.join("src/a/b/main.rs"), "edited").unwrap();
-        fs::set_permissions(root.join("src/a/b/main.rs"), fs::Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(root.join("src/a"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(root.join("src/a/b/main.rs"), fs::Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(root.join("src/a"), fs::Permissions::from_mode(0o000)).unwrap();
     }),
     ("changes attributes", |root| {
         set_xattr(&root.join("config/app.toml"), b"changed");

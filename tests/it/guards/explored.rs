@@ -2,6 +2,10 @@
 
 use atomtree_tests::guarded::{Scene, explore, fail_every_call};
 
+use atomtree::vfs::sim::Sim;
+use atomtree::{Checkpoints, Options};
+use std::sync::Arc;
+
 use crate::crash_points::sum_over;
 
 /// Goal: until a guard is kept a crash brings back what was guarded, whole; after that, what was kept; a roll back ends
@@ -29,4 +33,24 @@ fn every_crash_under_a_guard_ends_as_promised() {
 fn every_call_under_a_guard_fails() {
     let judged = sum_over(1000..1030, |seed| fail_every_call(&Scene::generate(seed)));
     println!("{judged} failures judged");
+}
+
+/// Goal: an image is not used again for a file that may have been edited since in the same tick. Method: a clock whose
+/// ticks are long, and edits that leave the size as it was: before a guard, after it was kept, and under the next.
+#[test]
+fn an_edit_in_the_tick_of_a_capture_is_no_reason_to_use_its_image_again() {
+    let sim = Sim::new(7);
+    sim.create_dir("/tree");
+    sim.set_timestamp_granularity_ns(3_600_000_000_000);
+    let options = Options::new().segment_bytes(64 << 10).log_bytes_max(256 << 10);
+    let options = options.checkpoints(Checkpoints::Manual).vfs(Arc::new(sim.clone()));
+    let store = options.open("/tree").unwrap();
+    sim.write_file("/tree/a", b"one");
+    store.guard(["**"]).unwrap().keep().unwrap();
+    sim.write_file("/tree/a", b"two");
+    let guard = store.guard(["**"]).unwrap();
+    sim.write_file("/tree/a", b"333");
+    guard.roll_back().unwrap();
+    assert_eq!(sim.read_file("/tree/a").unwrap(), b"two");
+    store.close().unwrap();
 }
