@@ -2,6 +2,7 @@
 //!
 //! Another process may be committing meanwhile; what is returned was true at some moment during the call.
 
+mod contents;
 mod stats;
 
 use std::ffi::OsStr;
@@ -20,6 +21,7 @@ use crate::error::{Error, OnPath};
 use crate::lock::holder;
 use crate::options::Options;
 
+pub use contents::Contents;
 pub use stats::Stats;
 
 /// How often a look is repeated when it seems to find damage while another process has the store open: a segment may

@@ -98,7 +98,7 @@ pub use atomtree_wal::Lsn;
 pub use commit::Receipt;
 pub use error::{Error, ErrorKind};
 pub use history::Keep;
-pub use inspect::{Inspection, PastTransaction, Stats, Status};
+pub use inspect::{Contents, Inspection, PastTransaction, Stats, Status};
 pub use options::{Checkpoints, Durability, HardLinks, Options, Symlinks};
 pub use store::Store;
 pub use ticket::Ticket;
