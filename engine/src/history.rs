@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::Committed;
+use atomtree_recovery::images;
 use atomtree_recovery::manifest::{self, Summary};
 use atomtree_recovery::plan::TransactionId;
 use atomtree_recovery::retention::{Pin, Pruned, Retention, Scrubbed, prune, scrub};
@@ -84,6 +86,28 @@ impl Store {
         let scrubbed = scrub(&engine.places, &mut engine.shelves.lock(), &at)?;
         scrubbed
             .ok_or_else(|| Error::Locked { holder: "a thread or process that is reading originals".into() })
+    }
+
+    /// Removes everything from quarantine: what other programs wrote and had to give way. Returns how much that was.
+    ///
+    /// # Durability
+    /// It is gone durably when this returns.
+    ///
+    /// # Errors
+    /// `poisoned` if the store takes no more commits; else as the operating system says.
+    pub fn empty_quarantine(&self) -> Result<u64, Error> {
+        let engine = &self.shared.engine;
+        let _turn = engine.checkpoint_turn.lock();
+        engine.check_settling()?;
+        let quarantine = &engine.places.quarantine;
+        let mut removed = 0;
+        for entry in quarantine.list().doing("list", "quarantine")? {
+            let label = format!("quarantine/{}", entry.name.to_string_lossy());
+            images::remove(&**quarantine, &entry.name).doing("remove", &label)?;
+            removed += 1;
+        }
+        quarantine.sync().doing("sync", "quarantine")?;
+        Ok(removed)
     }
 
     /// Sees to it that nothing is forgotten while it is being read.

@@ -2,6 +2,7 @@
 //!
 //! Another process may be committing meanwhile; what is returned was true at some moment during the call.
 
+mod contents;
 mod stats;
 
 use std::ffi::OsStr;
@@ -21,6 +22,7 @@ use crate::error::{Error, OnPath};
 use crate::lock::{LOCK_FILE, Member, holder_of, members};
 use crate::options::Options;
 
+pub use contents::Contents;
 pub use stats::Stats;
 
 /// How often a look is repeated when it seems to find damage while another process has the store open: a segment may

@@ -108,7 +108,7 @@ pub use commit::Receipt;
 pub use error::{Error, ErrorKind};
 pub use guard::{Guard, GuardOptions, GuardedCommand, note_guarded_command};
 pub use history::Keep;
-pub use inspect::{Inspection, PastTransaction, Stats, Status};
+pub use inspect::{Contents, Inspection, PastTransaction, Stats, Status};
 pub use lock::Member;
 pub use options::{Checkpoints, Durability, HardLinks, Options, Symlinks};
 pub use store::Store;

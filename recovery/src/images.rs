@@ -145,14 +145,14 @@ pub fn keep_original(
 fn discard(
     applier: &mut Applier<'_>,
     dir: &dyn Dir,
-    name: &OsStr,
+    slot_name: &OsStr,
     change: &Change<'_>,
     image: &Image<'_>,
 ) -> io::Result<()> {
-    match image.kind {
-        Kind::Dir => applier.clear_directory(dir, name, &change.path, &change.contents),
-        _ => dir.remove_file(name),
+    if image.kind == Kind::Dir {
+        return applier.clear_directory(dir, slot_name, &change.path, &change.contents);
     }
+    dir.remove_file(slot_name)
 }
 
 fn keep(
@@ -170,13 +170,10 @@ fn keep(
         places.quarantine.sync()?;
     } else if is_shared(dir, name)? {
         // Its other names can be edited, and nobody would tell this one.
-        return match image.content.digest() {
-            Some(_) => {
-                copy_into(places, dir, name, kept)?;
-                dir.remove_file(name)
-            }
-            None => dir.remove_file(name),
-        };
+        if image.content.digest().is_some() {
+            copy_into(places, dir, name, kept)?;
+        }
+        return discard(applier, dir, name, change, image);
     }
     match move_into(&*places.images, dir, name, kept) {
         // What frees space must not fail for lack of it.
@@ -209,13 +206,13 @@ pub(crate) fn copy_into(places: &Places, dir: &dyn Dir, name: &OsStr, kept: &Ima
     let to = kept.as_path().as_os_str();
     remove(&*places.images, to)?;
     let source = crate::image::open_own(dir, name)?;
-    let copied = places
-        .images
-        .create_file(to, 0o600)
-        .and_then(|copy| copy.copy_from(&*source).and_then(|_| copy.sync_all()));
+    let copied = places.images.create_file(to, 0o600).and_then(|copy| {
+        copy.copy_from(&*source)?;
+        Ok(copy)
+    });
     match copied {
         Err(error) if is_no_space(&error) => remove(&*places.images, to),
-        copied => copied,
+        copied => copied?.sync_all(),
     }
 }
 
@@ -289,13 +286,9 @@ pub(crate) fn sweep_orphans(places: &Places, logged: &BTreeSet<TransactionId>) -
 pub(crate) fn wipe(images: &dyn Dir, name: &ImageName) -> io::Result<()> {
     let (dir, last) = place(images, name)?;
     let dir = dir.as_deref().unwrap_or(images);
-    let file = match dir.open_file(&last, Access::ReadWrite) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            dir.set_mode_of(&last, 0o600)?;
-            dir.open_file(&last, Access::ReadWrite)?
-        }
-        opened => opened?,
-    };
+    // Its mode matters to nobody any more, and may forbid it.
+    dir.set_mode_of(&last, 0o600)?;
+    let file = dir.open_file(&last, Access::ReadWrite)?;
     let zeros = [0; 64 << 10];
     let size = file.metadata()?.size;
     let mut offset = 0;

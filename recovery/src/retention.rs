@@ -122,9 +122,8 @@ impl Pin {
         let opened = match places.history.open_file(name, Access::ReadWrite) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 match places.history.create_file(name, 0o600) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        places.history.open_file(name, Access::ReadWrite)
-                    }
+                    // Somebody else was faster, and is asked again.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
                     created => created,
                 }
             }

@@ -20,8 +20,8 @@ const SOURCES: [&str; 3] = ["engine/src", "recovery/src", "wal/src"];
 const HELPERS: [(&str, usize, &[Verb]); 2] =
     [("read_exact_at", 2, &[Verb::ReadAt]), ("read_all", 1, &[Verb::FileMetadata, Verb::ReadAt])];
 
-/// What looks like a call of storage and is none: methods of the log and of a transaction's view.
-const NO_STORAGE: [&str; 3] = ["log.sync()", "self.sync()?", "self.view.remove_dir("];
+/// What looks like a call of storage and is none: methods of the log, of a transaction and of its view.
+const NO_STORAGE: [&str; 4] = ["log.sync()", "self.sync()?", "self.view.remove_dir(", "transaction.read("];
 
 /// A line of the sources and what it calls.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,7 +36,8 @@ pub struct Site {
 
 /// A call at the end of a function can leave no trace of its own on the stack: whoever called the function seems to make
 /// it. Each with the verb, the line that seems to make it, and the one that does.
-const TAIL_CALLS: [(Verb, &str, &str); 4] = [
+const TAIL_CALLS: [(Verb, &str, &str); 5] = [
+    (Verb::RemoveFile, "keep_original(places, &mut applier,", "dir.remove_file(slot_name)"),
     (Verb::SyncDir, "self.sync_staged(", ".and_then(|()| self.places.stage.sync())"),
     (Verb::SyncFilesystem, "self.sync_staged(", "self.places.stage.sync_filesystem()"),
     (Verb::Unlock, "self.stage.remove(", "self.lock.unlock()"),
