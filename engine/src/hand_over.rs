@@ -348,8 +348,11 @@ impl Engine {
         let (store, _) = StoreFile::read(&*self.places.store)?;
         let (mut log, scan) = Log::open(self.places.wal.clone(), store.id, self.options.log)
             .map_err(atomtree_recovery::Error::Log)?;
-        if !self.can_exchange && !matches!(self.locks.mark()?, Mark::Poisoned { .. }) {
-            // A name that is written anew is nowhere for a moment. Whoever comes after a death in that moment has to know.
+        // A name that is written anew without an exchange is nowhere for a moment. Whoever comes after a death in that moment
+        // has to know, and takes no absence for another program's doing.
+        let is_cut_short = matches!(self.locks.mark()?, Mark::Poisoned { .. } | Mark::Recovering { .. });
+        let is_live = self.can_exchange || !is_cut_short;
+        if !self.can_exchange && !is_cut_short {
             let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
             self.locks.set_mark(&Mark::Recovering { id }).doing("write", ".atomtree/lock")?;
         }
@@ -361,7 +364,7 @@ impl Engine {
             stage,
             ballast,
             can_exchange: *can_exchange,
-            is_live: true,
+            is_live,
             image_bytes_max: self.image_bytes_max(),
         };
         let (report, next_tx) = recovery.run(&mut log, &scan).map_err(|error| {

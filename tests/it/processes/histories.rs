@@ -11,7 +11,7 @@ use atomtree_tests::serializability::{Done, Key, Seen, check};
 use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
-use super::{Worker, duration, end, given, go, holder, prepared, ready};
+use super::{PATIENCE, Worker, duration, end, given, go, holder, prepared, ready};
 use crate::basics::{Random, child_root, inspect, small};
 use crate::kills::say;
 
@@ -227,6 +227,12 @@ fn with_registers() -> TempDir {
     scratch
 }
 
+/// Whether a test goes on: for its time, and on a slow machine until something has come of it.
+fn is_wanted(begun: Instant, time: Duration, lines: &[String]) -> bool {
+    let committed = || lines.iter().filter(|line| line.starts_with("did")).count();
+    begun.elapsed() < time || begun.elapsed() < PATIENCE && committed() < 200
+}
+
 fn start(test: &str, root: &Path, name: u64, seed: u64) -> Worker {
     let settings = [("NAME", name), ("THREADS", 1 + name % THREADS), ("CHOICES", seed ^ name)];
     Worker::start(test, root, format!("process {name}"), &settings)
@@ -246,8 +252,12 @@ fn histories_are_strictly_serializable() {
     let root = scratch.path();
     let mut workers: Vec<Worker> = (0..PROCESSES).map(|name| start(test, root, name, seed)).collect();
     go(&mut workers);
-    std::thread::sleep(duration(Duration::from_secs(2)));
-    let lines: Vec<String> = end(workers).into_iter().flatten().collect();
+    let (begun, mut lines) = (Instant::now(), Vec::new());
+    while is_wanted(begun, duration(Duration::from_secs(2)), &lines) {
+        std::thread::sleep(Duration::from_millis(5));
+        lines.extend(workers.iter_mut().flat_map(Worker::so_far));
+    }
+    lines.extend(end(workers).into_iter().flatten());
     let planned = lines.iter().filter(|line| line.starts_with("will")).count();
     let history = judge(root, &lines);
     let readers = history.iter().filter(|done| done.number.is_none()).count();
@@ -275,7 +285,8 @@ fn histories_with_kills_are_strictly_serializable() {
     let mut workers: Vec<Worker> = (0..PROCESSES).map(|name| start(test, root, name, seed)).collect();
     go(&mut workers);
     let (begun, mut lines, mut names) = (Instant::now(), Vec::new(), PROCESSES..);
-    while begun.elapsed() < duration(Duration::from_secs(3)) {
+    while is_wanted(begun, duration(Duration::from_secs(3)), &lines) {
+        lines.extend(workers.iter_mut().flat_map(Worker::so_far));
         std::thread::sleep(Duration::from_micros(random.below(150_000)));
         // Often who is in the middle of a commit.
         let holder = if random.below(4) > 0 { holder(root, &mut workers) } else { None };
