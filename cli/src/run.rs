@@ -20,6 +20,7 @@ use signal_hook::flag;
 
 use crate::answer::{Failure, report};
 use crate::arguments::Common;
+use crate::duration;
 use crate::run::child::{Child, Ending};
 use crate::run::save::SavedTo;
 use crate::run::summary::{Outcome, Summary};
@@ -42,7 +43,7 @@ pub(crate) struct RunFlags {
     #[arg(long, value_name = "GLOB")]
     ignore: Vec<String>,
     /// End the command after this long, and roll back: 90, 90s, 5m, 1h
-    #[arg(long, value_name = "D", value_parser = duration)]
+    #[arg(long, value_name = "D", value_parser = duration::parse_positive)]
     timeout: Option<Duration>,
     /// Say what the command has changed, and roll back all the same
     #[arg(long)]
@@ -53,24 +54,6 @@ pub(crate) struct RunFlags {
     /// The command
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
-}
-
-/// A span of time in seconds, or with a unit.
-fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
-        Some(number) => (number, &text[number.len()..]),
-        None => (text, "s"),
-    };
-    let factor = match unit {
-        "h" => 3600.0,
-        "m" => 60.0,
-        _ => 1.0,
-    };
-    let seconds = number.parse::<f64>().map_err(|error| error.to_string())? * factor;
-    if (0.001..=31_536_000.0).contains(&seconds) {
-        return Ok(Duration::from_secs_f64(seconds));
-    }
-    Err("it must be more than nothing, and no more than a year".to_owned())
 }
 
 /// Runs `atomtree run`.
@@ -169,19 +152,4 @@ fn end(
         _ => Vec::new(),
     };
     Ok(Summary { changes: done.changes, saved, lost: done.lost, took: start.elapsed() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_of_time_have_units() {
-        for (text, seconds) in [("90", 90.0), ("90s", 90.0), ("1.5m", 90.0), ("2h", 7200.0), ("0.01", 0.01)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
-        }
-        for bad in ["", "s", "0", "-1", "1d", "9999h", "NaN", "inf"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
 }
