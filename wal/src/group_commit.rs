@@ -300,12 +300,12 @@ impl<'a, T, R> Term<'a, T, R> {
     fn run<B, E>(
         mut self,
         item: T,
-        begin: impl FnOnce() -> Result<B, E>,
+        prepare: impl FnOnce() -> Result<B, E>,
         lead: impl FnOnce(B, Vec<T>) -> Vec<R>,
     ) -> Result<R, NotLed<E>> {
         // Before what takes long, so that nobody dallies with it in hand.
         drop(self.group.dally(self.group.state.lock()));
-        let ready = begin().map_err(NotLed::NotBegun)?;
+        let ready = prepare().map_err(NotLed::NotBegun)?;
         let batch = self.gather(item);
         let item_count = batch.len();
         let begun = now();
