@@ -12,6 +12,7 @@ mod demo;
 mod document;
 mod duration;
 mod fields;
+mod history;
 mod lines;
 mod look;
 mod manual;
@@ -45,6 +46,15 @@ pub fn run() -> ExitCode {
         Command::Status => look::status(&common),
         Command::Log { count } => look::log(&common, count),
         Command::Show { tx } => look::show(&common, tx),
+        Command::Undo { which, store } => history::undo(&common, &store, &which),
+        Command::Redo { which, store } => history::redo(&common, &store, &which),
+        Command::Restore { to, paths, how, store } => history::restore(&common, &store, to, &paths, &how),
+        Command::Cat { what, store } => history::cat(&common, &store, &what),
+        Command::Prune { quarantine: true, store, .. } => history::empty_quarantine(&common, &store),
+        Command::Prune { keep, keep_days, keep_bytes, store, .. } => {
+            history::prune(&common, &store, keep, keep_days, keep_bytes)
+        }
+        Command::Scrub { path, store } => history::scrub(&common, &store, &path),
         Command::Verify => look::verify(&common),
         Command::Stats => stats::stats(&common),
         Command::Recover { all, store } if all.is_empty() => upkeep::recover(&common, &store),

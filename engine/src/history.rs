@@ -166,6 +166,7 @@ impl Store {
 }
 
 /// How much [`Store::prune`] leaves; what is not said is what the store's options say.
+#[expect(clippy::struct_field_names, reason = "named like the options")]
 #[derive(Clone, Debug, Default)]
 pub struct Keep {
     bytes_max: Option<u64>,

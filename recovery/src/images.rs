@@ -289,7 +289,7 @@ pub(crate) fn wipe(images: &dyn Dir, name: &ImageName) -> io::Result<()> {
     // Its mode matters to nobody any more, and may forbid it.
     dir.set_mode_of(&last, 0o600)?;
     let file = dir.open_file(&last, Access::ReadWrite)?;
-    let zeros = [0; 64 << 10];
+    let zeros = vec![0; 64 << 10];
     let size = file.metadata()?.size;
     let mut offset = 0;
     while offset < size {

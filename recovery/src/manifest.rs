@@ -133,6 +133,7 @@ pub struct State {
     pub modified: Option<Timestamp>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over like this")]
 fn write_kind<S: Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
     KindHead::of(*kind).serialize(serializer)
 }

@@ -34,7 +34,7 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        let age_max = Some(Duration::from_secs(30 * 24 * 60 * 60));
+        let age_max = Some(Duration::from_hours(30 * 24));
         Self { bytes_max: 1 << 30, age_max, transactions_max: u64::MAX }
     }
 }

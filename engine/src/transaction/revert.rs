@@ -142,10 +142,9 @@ impl Transaction {
         match (found.kind, expected.digest) {
             (Kind::File, _) if found.size != expected.size => Ok(false),
             (Kind::File, Some(digest)) => Ok(self.digest_of(at, &found)? == digest),
-            // It was too large to be read then; nothing else tells.
-            (Kind::File, None) => Ok(true),
             (Kind::Symlink, _) => Ok(found.target == expected.target),
-            (Kind::Dir | Kind::Other, _) => Ok(true),
+            // A file that was too large to be read then has nothing else to tell it by.
+            (Kind::File | Kind::Dir | Kind::Other, _) => Ok(true),
         }
     }
 
@@ -203,7 +202,7 @@ impl Transaction {
                 let directory = self.view.dir(id);
                 let (mode, inode) = (directory.mode, directory.inode.unwrap_or(NEW));
                 let attributes = match &directory.made {
-                    Some(made) => made.attributes.clone(),
+                    Some(new) => new.attributes.clone(),
                     None => self.attributes_of_dir(id)?,
                 };
                 let attributes = mode.map_or_else(|| attributes.clone(), |mode| attributes.with_mode(mode));
