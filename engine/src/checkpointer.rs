@@ -245,10 +245,9 @@ impl Engine {
         self.keep_originals(&transactions)?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         let mut lock = None;
-        let commits = match self.held_or_locked(turn, &mut held, &mut lock) {
-            Ok(commits) => commits,
+        let Ok(commits) = self.held_or_locked(turn, &mut held, &mut lock) else {
             // They are retired after the next one.
-            Err(_) => return Ok(Progress::Settled),
+            return Ok(Progress::Settled);
         };
         commits.log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)?;
         if commits.unsettled.is_empty() {

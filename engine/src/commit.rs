@@ -310,9 +310,9 @@ impl Engine {
             }
         }
         self.check_guards(&prepared).map_err(failed)?;
-        let begun = prepared.begun;
+        let since = prepared.begun;
         self.check(parents, &mut prepared)
-            .map_err(|error| failed(self.with_culprit(error, commits, begun)))?;
+            .map_err(|error| failed(self.with_culprit(error, commits, since)))?;
         if prepared.planned.is_empty() {
             return Ok(None);
         }

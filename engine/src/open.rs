@@ -26,7 +26,7 @@ use crate::contention::Contention;
 use crate::create::discard_unfinished;
 use crate::error::Error;
 use crate::hand_over::{CommitState, SyncRoot, note_report};
-use crate::lock::{Locks, Mark};
+use crate::lock::{Locks, Mark, wait_for_others};
 use crate::options::Options;
 use crate::store::{Engine, Health, ProcessId, who};
 use crate::submit::Submits;
@@ -62,7 +62,7 @@ impl Engine {
                 break (taken, false);
             }
             drop(taken);
-            locks.wait_for_others(&places, begun, deadline)?;
+            wait_for_others(&places, begun, deadline)?;
         };
         discard_unfinished(&*places.root, uid);
         let (store_file, is_original) = StoreFile::read(&*places.store)?;
