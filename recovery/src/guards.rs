@@ -584,6 +584,9 @@ pub fn roll_back_abandoned(places: &Places) -> Result<Vec<RolledBack>, Error> {
             let guard = (name.as_str(), &*dir);
             done.push(restore::restore(places, &guards, guard, &manifest, Trust::Nothing, Keep::Nothing)?);
             end(&guards, &name, &*dir, &manifest).map_err(Ended::into_error)?;
+        } else {
+            // Its owner may have died before the end of the guard was durable; from now on it has been seen.
+            dir.sync().doing("sync", &label)?;
         }
         lock.unlock().doing("unlock", &label)?;
     }
