@@ -423,7 +423,15 @@ impl Shared {
                 }
             }
             Err(error) if state.has_sync_failed && is_of_a_failed_sync(&error) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::Poisoned && self.may_be_cut_short(&state) => Ok(()),
+            // Without exchange a file that is being put in place has two names for a moment.
+            Err(error)
+                if is_commit_held
+                    && !self.settings.can_exchange
+                    && kind == Kind::Commit
+                    && error.kind() == ErrorKind::Unsupported =>
+            {
+                Ok(())
+            }
             // What somebody left half done is seen before it is finished.
             Err(_) if (is_unfinished || has_finished) && kind == Kind::Commit => Ok(()),
             Err(error) => Err(format!("{} failed: {error}", what())),
@@ -497,10 +505,7 @@ impl Shared {
             };
             // What a recovery has put in place anew is another file.
             let has_changed = has_changed || self.count_take_overs(process) > finished;
-            let may_be_cut_short = self.may_be_cut_short(&self.state());
-            if has_sync_failed && is_of_a_failed_sync(&error)
-                || may_be_cut_short && error.kind() == ErrorKind::Poisoned
-            {
+            if has_sync_failed && is_of_a_failed_sync(&error) {
                 let has_ended = matches!(kind, Kind::Open | Kind::Close);
                 if !has_ended && !self.is_poisoned(process, &error)? {
                     continue;
@@ -525,10 +530,7 @@ impl Shared {
                         return Ok(());
                     }
                     Ok(()) => {}
-                    Err(error)
-                        if has_sync_failed && is_of_a_failed_sync(&error)
-                            || may_be_cut_short && error.kind() == ErrorKind::Poisoned =>
-                    {
+                    Err(error) if has_sync_failed && is_of_a_failed_sync(&error) => {
                         return self.recover_poisoned(process, &error.to_string());
                     }
                     Err(error) => {
@@ -676,12 +678,6 @@ impl Shared {
         }
         state.visited.take_overs += u64::from(report.redone > 0);
         state.changes += u64::from(*report != RecoveryReport::default());
-    }
-
-    /// Whether somebody may have died in a recovery that takes names out of the tree for a moment: then the next who opens
-    /// the store has to finish it.
-    fn may_be_cut_short(&self, state: &State) -> bool {
-        !self.settings.can_exchange && state.deaths > 0
     }
 
     fn count_take_overs(&self, process: usize) -> usize {
