@@ -97,7 +97,7 @@ impl Store {
     /// `poisoned` if the store takes no more commits; else as the operating system says.
     pub fn empty_quarantine(&self) -> Result<u64, Error> {
         let engine = &self.shared.engine;
-        let _turn = engine.checkpoint_turn.lock();
+        let _turn = engine.checkpoint_turn(engine.options.deadline())?;
         engine.check_settling()?;
         let quarantine = &engine.places.quarantine;
         let mut removed = 0;

@@ -60,6 +60,10 @@ struct Shared {
     state: Mutex<State>,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what has happened so far is many questions with two answers each"
+)]
 struct State {
     model: Model,
     random: Random,
@@ -472,24 +476,25 @@ impl Shared {
 
     /// Does something that nobody is in the way of, however often that takes.
     fn act(self: &Arc<Self>, process: usize, kind: Kind) -> Result<(), String> {
-        self.act_with(process, kind, self.operations_for(kind))
+        let operations = self.operations_for(kind);
+        self.act_with(process, kind, &operations)
     }
 
     fn act_with(
         self: &Arc<Self>,
         process: usize,
         kind: Kind,
-        operations: Vec<Operation>,
+        operations: &[Operation],
     ) -> Result<(), String> {
         if !self.state().is_watching || self.state().step.is_empty() {
-            self.state().step.clone_from(&operations);
+            self.state().step = operations.to_vec();
         }
         if kind == Kind::Open {
             self.start(process);
         }
         for _ in 0..ATTEMPTS {
             let (changes, finished) = (self.state().changes, self.count_take_overs(process));
-            let result = self.once(process, kind, &operations);
+            let result = self.once(process, kind, operations);
             if let Some(reason) = self.state().failure.take() {
                 return Err(reason);
             }
@@ -538,7 +543,7 @@ impl Shared {
                     }
                 }
             }
-            if self.state().model.possible().iter().any(|tree| after(tree, &operations).is_none()) {
+            if self.state().model.possible().iter().any(|tree| after(tree, operations).is_none()) {
                 return Ok(());
             }
         }
@@ -784,15 +789,14 @@ impl Shared {
     /// A last commit and checkpoint leave nothing of the dead; perhaps all close then.
     fn end(self: &Arc<Self>) -> Result<(), String> {
         self.state().plan.clear();
-        let last = match self.open_ones().first() {
-            Some(&open) => open,
-            None => {
-                self.act(0, Kind::Open)?;
-                0
-            }
+        let last = if let Some(&open) = self.open_ones().first() {
+            open
+        } else {
+            self.act(0, Kind::Open)?;
+            0
         };
         // What changes something, so that there is something to settle.
-        self.act_with(last, Kind::Commit, vec![Operation::Write("last", b"committed".to_vec())])?;
+        self.act_with(last, Kind::Commit, &[Operation::Write("last", b"committed".to_vec())])?;
         if self.store(last).is_none() {
             return Ok(());
         }
