@@ -160,8 +160,11 @@ impl<'a> Keeper<'a> {
             let Some(found) = self.found.get(&key).filter(|_| !wanted.is_empty()) else { continue };
             for image in wanted {
                 let name = found.as_path().as_os_str();
-                images::copy_into(self.places, &*self.places.images, name, &image)
-                    .doing("copy", &format!("images/{}", found.as_path().display()))?;
+                match images::copy_into(self.places, &*self.places.images, name, &image) {
+                    // One that is gone can't be kept; what is committed comes first.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    copied => copied.doing("copy", &format!("images/{}", found.as_path().display()))?,
+                }
             }
         }
         self.places.images.sync().doing("sync", "images")
