@@ -17,7 +17,7 @@ use atomtree::{TransactionId, TreePath};
 use atomtree_recovery::image::{Attribute, Attributes, Content, Digest, Image, Slot};
 use atomtree_recovery::manifest;
 use atomtree_recovery::places::StoreFile;
-use atomtree_recovery::plan::{After, Begin, Change, Moved, Plan, decode};
+use atomtree_recovery::plan::{After, Begin, Change, Moved, Plan, Who, decode};
 use atomtree_wal::{Log, LogOptions, Lsn};
 
 #[path = "../fuzz/src/lib.rs"]
@@ -180,6 +180,7 @@ fn plan(xattrs: usize) -> Plan<'static> {
             time_ns: 5,
             label: Some("label".into()),
             agent: Some("agent".into()),
+            who: Some(Who { uid: 1, pid: 2, program: "program".into() }),
         },
         changes: vec![
             change("b", None, After::Moved(Box::new(moved))),

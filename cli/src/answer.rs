@@ -18,12 +18,14 @@ use crate::text::printable;
 pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
     pub(crate) path: Option<PathBuf>,
+    /// All paths, where there are several.
+    pub(crate) paths: Vec<PathBuf>,
     pub(crate) message: String,
 }
 
 impl Failure {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, path: None, message: message.into() }
+        Self { kind, path: None, paths: Vec::new(), message: message.into() }
     }
 
     /// The same, said of a path of the tree.
@@ -47,11 +49,12 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self {
-            kind: error.kind(),
-            path: error.path().map(std::path::Path::to_owned),
-            message: error.to_string(),
-        }
+        let paths = match &error {
+            Error::MovedOn { paths, .. } => paths.clone(),
+            _ => Vec::new(),
+        };
+        let path = error.path().map(std::path::Path::to_owned);
+        Self { kind: error.kind(), path, paths, message: error.to_string() }
     }
 }
 
@@ -80,7 +83,7 @@ pub(crate) enum Asked {
 #[derive(Serialize)]
 pub(crate) struct Done {
     #[serde(flatten)]
-    pub(crate) asked: Asked,
+    pub(crate) asked: Option<Asked>,
     ok: bool,
     pub(crate) tx: u64,
     pub(crate) files: usize,
@@ -108,7 +111,7 @@ impl Kept {
 }
 
 impl Done {
-    pub(crate) fn new(asked: Asked, receipt: &atomtree::Receipt, took: std::time::Duration) -> Self {
+    pub(crate) fn new(asked: Option<Asked>, receipt: &atomtree::Receipt, took: std::time::Duration) -> Self {
         // Two decimals: ten microseconds are less than any sync takes.
         let ms = (took.as_secs_f64() * 100_000.0).round() / 100.0;
         let displaced = Kept::all(receipt.displaced());
@@ -125,6 +128,8 @@ struct Refusal<'a> {
     error: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<JsonPath>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    paths: Vec<JsonPath>,
     message: &'a str,
 }
 
@@ -156,7 +161,8 @@ fn refusal(asked: Option<&Asked>, failure: &Failure) -> String {
 impl<'a> Refusal<'a> {
     fn new(asked: Option<&'a Asked>, failure: &'a Failure) -> Self {
         let path = failure.path.as_deref().map(JsonPath::from);
-        Self { asked, ok: false, error: failure.kind.code(), path, message: &failure.message }
+        let paths = failure.paths.iter().map(|path| JsonPath::from(path.as_path())).collect();
+        Self { asked, ok: false, error: failure.kind.code(), path, paths, message: &failure.message }
     }
 }
 
@@ -243,7 +249,7 @@ mod tests {
     fn answers_are_spelled_as_in_the_contract() {
         let id = Asked::Id("t1".into());
         let mut done = Done {
-            asked: id.clone(),
+            asked: Some(id.clone()),
             ok: true,
             tx: 12,
             files: 3,

@@ -77,7 +77,7 @@ fn read_document(file: &Path) -> Result<Vec<u8>, Failure> {
     })
 }
 
-fn tell(result: &Result<Done, Failure>) -> Result<u8, Failure> {
+pub(crate) fn tell(result: &Result<Done, Failure>) -> Result<u8, Failure> {
     let done = match result {
         Ok(done) => done,
         Err(failure) => {
@@ -114,7 +114,7 @@ pub(crate) fn carry_out(
 ) -> Result<Done, Failure> {
     let started = Instant::now();
     let receipt = transact(store, turns, document, policies)?;
-    Ok(Done::new(asked, &receipt, started.elapsed()))
+    Ok(Done::new(Some(asked), &receipt, started.elapsed()))
 }
 
 /// Carries out the document on a line, and says which one it was.

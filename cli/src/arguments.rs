@@ -3,20 +3,25 @@
 //! Clap answers misuse itself, with exit status 2. Flags that say how documents are meant are defaults: a document that
 //! says otherwise wins.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::num::NonZeroU64;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use atomtree::Options;
+use atomtree::{Moment, Options, TransactionId};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::answer::Failure;
 use crate::color;
+use crate::run::RunFlags;
 use crate::store_flags::StoreFlags;
+use crate::text;
 use crate::torture::writer::How;
 
 /// Changes many ordinary files atomically and durably.
@@ -79,6 +84,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         policies: Policies,
     },
+    /// Run a command; keep what it has changed in the tree if it succeeds, and roll that back otherwise
+    ///
+    /// Images of everything under the guard are durable before the command starts. It ends with the command's exit
+    /// status, 128 and the signal if one ended it, 124 after --timeout, 126 or 127 if the command could not be started,
+    /// and 125 if something else failed. Everything that the command has started is ended before a roll back. If this
+    /// is killed, the next command that opens the store does both.
+    Run {
+        #[command(flatten)]
+        flags: RunFlags,
+        #[command(flatten)]
+        store: StoreFlags,
+    },
     /// Show the state of the store
     Status,
     /// List transactions, newest first
@@ -91,6 +108,70 @@ pub(crate) enum Command {
     Show {
         /// Its number
         tx: u64,
+    },
+    /// Undo transactions, as one new one
+    ///
+    /// What they made is removed, what they removed or replaced comes back. If any of it has moved on since, that is a
+    /// conflict, and nothing is changed.
+    Undo {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        store: StoreFlags,
+    },
+    /// Redo transactions that were undone, as one new one
+    Redo {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        store: StoreFlags,
+    },
+    /// Bring files, or the whole tree, back to what they were at a moment, as one transaction
+    Restore {
+        /// Right behind this transaction, or at this time: 2026-01-31T12:00:00Z, as `log` prints it
+        #[arg(long, value_name = "TX|TIME", value_parser = moment)]
+        to: Moment,
+        /// What is at or below these paths; everything by default
+        #[arg(value_name = "PATH")]
+        paths: Vec<PathBuf>,
+        #[command(flatten)]
+        how: GoingBack,
+        #[command(flatten)]
+        store: StoreFlags,
+    },
+    /// Print a file as it was right behind a transaction
+    Cat {
+        /// The transaction and the path
+        #[arg(value_name = "TX:PATH", value_parser = OsStringValueParser::new().try_map(|text| tx_and_path(&text)))]
+        what: TxAndPath,
+        #[command(flatten)]
+        store: StoreFlags,
+    },
+    /// Forget history that is older, or more, than is to be kept; or empty the quarantine
+    Prune {
+        /// Keep at most so many transactions
+        #[arg(long, value_name = "N")]
+        keep: Option<u64>,
+        /// Keep transactions of the last so many days
+        #[arg(long, value_name = "DAYS", value_parser = days)]
+        keep_days: Option<Duration>,
+        /// Keep at most so many bytes of history
+        #[arg(long, value_name = "BYTES")]
+        keep_bytes: Option<u64>,
+        /// Remove what other programs wrote and had to give way, instead
+        #[arg(long, conflicts_with_all = ["keep", "keep_days", "keep_bytes"])]
+        quarantine: bool,
+        #[command(flatten)]
+        store: StoreFlags,
+    },
+    /// Remove what the history keeps of a path for good, as far as the storage allows
+    ///
+    /// For when a secret was committed. What stands in the tree stays.
+    Scrub {
+        /// The file or directory
+        path: PathBuf,
+        #[command(flatten)]
+        store: StoreFlags,
     },
     /// Check the store, changing nothing
     Verify,
@@ -154,12 +235,77 @@ pub(crate) enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// What `run` starts, and what becomes the command.
+    #[command(hide = true)]
+    RunChild {
+        /// The guard
+        id: String,
+        /// The control group
+        #[arg(long)]
+        group: Option<PathBuf>,
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// The writer that the demo kills.
     #[command(hide = true)]
     DemoWriter,
     /// The writer that `torture` kills.
     #[command(hide = true)]
     TortureWriter(How),
+}
+
+/// Transactions to go back or forth over.
+#[derive(Args)]
+pub(crate) struct Which {
+    /// Their numbers
+    #[arg(value_name = "TX", required = true)]
+    pub(crate) transactions: Vec<u64>,
+    #[command(flatten)]
+    pub(crate) how: GoingBack,
+}
+
+/// How to go about it.
+#[derive(Args)]
+pub(crate) struct GoingBack {
+    /// Put names back that have moved on since too; their newer content comes back by undoing this
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Say why, in the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// Say on whose behalf, in the history
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent: Option<String>,
+}
+
+/// A transaction and a path.
+#[derive(Clone)]
+pub(crate) struct TxAndPath(pub(crate) u64, pub(crate) PathBuf);
+
+fn tx_and_path(text: &OsStr) -> Result<TxAndPath, String> {
+    let bytes = text.as_bytes();
+    let colon = bytes.iter().position(|&byte| byte == b':').ok_or("a colon parts transaction and path")?;
+    let tx = std::str::from_utf8(&bytes[..colon]).ok().and_then(|tx| tx.parse().ok());
+    let tx = tx.ok_or("what stands before the colon is no transaction's number")?;
+    Ok(TxAndPath(tx, PathBuf::from(OsStr::from_bytes(&bytes[colon + 1..]))))
+}
+
+fn moment(text: &str) -> Result<Moment, String> {
+    if let Ok(tx) = text.parse() {
+        return Ok(Moment::After(TransactionId(tx)));
+    }
+    let time = text::parse_utc(text);
+    time.map(Moment::At).ok_or_else(|| {
+        "it is neither a transaction's number nor a time such as 2026-01-31T12:00:00Z".to_owned()
+    })
+}
+
+fn days(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(days) if (0.0..=1_000_000.0).contains(&days) => Ok(Duration::from_secs_f64(days * 86_400.0)),
+        _ => Err("it is no number of days".to_owned()),
+    }
 }
 
 /// A span of time in minutes, from a hundredth of a second to a year.

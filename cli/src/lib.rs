@@ -12,12 +12,14 @@ mod demo;
 mod document;
 mod duration;
 mod fields;
+mod history;
 mod lines;
 mod look;
 mod manual;
 mod path;
 mod progress;
 mod recover_all;
+mod run;
 mod stats;
 mod store_flags;
 mod table;
@@ -39,9 +41,20 @@ pub fn run() -> ExitCode {
         Command::Batch { jobs, line_bytes_max, store, policies } => {
             batch::batch(&common, &store, policies, jobs, line_bytes_max)
         }
+        Command::Run { flags, store } => Ok(run::run(&common, &store, &flags)),
+        Command::RunChild { id, group, command } => Ok(run::enter(&common, &id, group.as_ref(), &command)),
         Command::Status => look::status(&common),
         Command::Log { count } => look::log(&common, count),
         Command::Show { tx } => look::show(&common, tx),
+        Command::Undo { which, store } => history::undo(&common, &store, &which),
+        Command::Redo { which, store } => history::redo(&common, &store, &which),
+        Command::Restore { to, paths, how, store } => history::restore(&common, &store, to, &paths, &how),
+        Command::Cat { what, store } => history::cat(&common, &store, &what),
+        Command::Prune { quarantine: true, store, .. } => history::empty_quarantine(&common, &store),
+        Command::Prune { keep, keep_days, keep_bytes, store, .. } => {
+            history::prune(&common, &store, keep, keep_days, keep_bytes)
+        }
+        Command::Scrub { path, store } => history::scrub(&common, &store, &path),
         Command::Verify => look::verify(&common),
         Command::Stats => stats::stats(&common),
         Command::Recover { all, store } if all.is_empty() => upkeep::recover(&common, &store),

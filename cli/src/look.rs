@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use atomtree::vfs::ProcessIdentity;
-use atomtree::{ErrorKind, Inspection, Member, PastTransaction, TransactionId};
+use atomtree::{ErrorKind, Inspection, Kind, Member, PastTransaction, TransactionId};
 use serde::Serialize;
 
 use crate::answer::{Failure, json, print};
@@ -153,6 +153,12 @@ struct Past<'a> {
     label: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    program: Option<&'a str>,
     settled: bool,
     files: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,6 +197,9 @@ impl<'a> Past<'a> {
             time: utc(past.time_ns),
             label: past.label.as_deref(),
             agent: past.agent.as_deref(),
+            uid: past.who.as_ref().map(|who| who.uid),
+            pid: past.who.as_ref().map(|who| who.pid),
+            program: past.who.as_ref().map(|who| who.program.as_str()),
             settled: past.is_settled,
             files: past.changes.len(),
             changes: None,
@@ -201,13 +210,14 @@ impl<'a> Past<'a> {
 impl State {
     fn new(state: &atomtree::State) -> Self {
         Self {
-            kind: match (state.directory, state.symlink) {
-                (true, _) => "directory",
-                (false, true) => "symlink",
-                (false, false) => "file",
+            kind: match state.kind {
+                Kind::Dir => "directory",
+                Kind::Symlink => "symlink",
+                Kind::File => "file",
+                Kind::Other => "other",
             },
-            mode: format!("{:04o}", state.mode),
-            size: (!state.directory).then_some(state.size),
+            mode: format!("{:04o}", state.attributes.mode),
+            size: (state.kind != Kind::Dir).then_some(state.size),
             blake3: state.digest.map(|digest| digest.to_string()),
         }
     }
@@ -261,7 +271,8 @@ fn settled(past: &PastTransaction) -> Cell {
 /// Runs `atomtree show`.
 pub(crate) fn show(common: &Common, tx: u64) -> Result<u8, Failure> {
     let progress = Progress::of("reading the history");
-    let found = inspect(common)?.transaction(TransactionId(tx))?;
+    let inspection = inspect(common)?;
+    let found = inspection.transaction(TransactionId(tx))?;
     drop(progress);
     let Some(found) = found else {
         let message = format!("transaction {tx} is not in the history; `atomtree log` lists those that are");
@@ -273,8 +284,8 @@ pub(crate) fn show(common: &Common, tx: u64) -> Result<u8, Failure> {
         .map(|change| Change {
             path: JsonPath::from_bytes(&change.path),
             from: change.from.as_deref().map(JsonPath::from_bytes),
-            before: change.before.as_ref().map(State::new),
-            after: change.after.as_ref().map(State::new),
+            before: change.before.as_deref().map(State::new),
+            after: change.after.as_deref().map(State::new),
         })
         .collect();
     if common.json {
@@ -291,13 +302,39 @@ pub(crate) fn show(common: &Common, tx: u64) -> Result<u8, Failure> {
             facts.fact(name, value);
         }
     }
+    if let Some(who) = &found.who {
+        facts.fact("by", format!("{} (process {}, user {})", who.program, who.pid, who.uid));
+    }
     let mut said = facts.text(common.is_colored());
     if !changes.is_empty() {
         said += "\n\n";
         said += &table_of(&changes).text(common.is_colored());
     }
+    for (change, contents) in changes.iter().zip(inspection.contents(&found, DIFF_BYTES_MAX)?) {
+        said += &diff_of(change, contents).map(|diff| format!("\n\n{diff}")).unwrap_or_default();
+    }
     print(&said)?;
     Ok(0)
+}
+
+/// Longer files are not compared line by line.
+const DIFF_BYTES_MAX: u64 = 256 << 10;
+
+/// What changed in a file of text, line by line; `None` for anything else, and where nothing did.
+fn diff_of(change: &Change, (before, after): atomtree::Contents) -> Option<String> {
+    let is_file = |state: &Option<State>| state.as_ref().is_none_or(|state| state.kind == "file");
+    let text = |bytes: Option<Vec<u8>>, state: &Option<State>| match (bytes, state) {
+        (Some(bytes), _) if !bytes.contains(&0) => String::from_utf8(bytes).ok(),
+        (None, None) => Some(String::new()),
+        _ => None,
+    };
+    let is_any = is_file(&change.before) && is_file(&change.after) && change.from.is_none();
+    let (before, after) = (text(before, &change.before)?, text(after, &change.after)?);
+    let diff = similar::TextDiff::from_lines(&before, &after);
+    let name = printable(&change.path.0.to_string_lossy());
+    let diff = diff.unified_diff().header(&format!("{name} before"), &format!("{name} after")).to_string();
+    let shown = |line: &str| line.split('\t').map(printable).collect::<Vec<_>>().join("\t");
+    (is_any && !diff.is_empty()).then(|| diff.lines().map(shown).collect::<Vec<_>>().join("\n"))
 }
 
 /// A line for each name: made, changed or removed; its mode and its size, each behind what it was; the name.

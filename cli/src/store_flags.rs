@@ -26,7 +26,9 @@ const NUMBERS: &[Number] = &[
     Number { name: "image-bytes-max", unit: "BYTES", help: "Originals up to this long are kept whole in the log until the checkpoint [default: 4096]", set: Options::image_bytes_max },
     Number { name: "ballast-bytes", unit: "BYTES", help: "Space kept back for putting durable transactions in place on a full disk [default: 1048576]", set: Options::ballast_bytes },
     Number { name: "settle-after-ms", unit: "MS", help: "How long after the first unsettled commit a checkpoint starts in the background [default: 1000]", set: |options, ms| options.settle_after(Duration::from_millis(ms)) },
-    Number { name: "history-transactions-max", unit: "N", help: "How many settled transactions the history keeps at least [default: 10000]", set: Options::history_transactions_max },
+    Number { name: "history-bytes-max", unit: "BYTES", help: "What the history may take, originals included, by which transactions can be undone [default: 1073741824]", set: Options::history_bytes_max },
+    Number { name: "history-age-max-days", unit: "DAYS", help: "How old a transaction gets before the history forgets it [default: 30]", set: |options, days| options.history_age_max(Some(Duration::from_secs(days.saturating_mul(86_400)))) },
+    Number { name: "history-transactions-max", unit: "N", help: "How many settled transactions the history keeps, but for those of one checkpoint [default: any number]", set: Options::history_transactions_max },
 ];
 
 /// The log's bound counts at least three segments, and the default one would refuse large segments.

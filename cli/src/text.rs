@@ -83,6 +83,32 @@ pub(crate) fn utc(time_ns: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}.{ms:03}Z")
 }
 
+/// The moment that [`utc`] prints so, with or without its fraction of a second, and with a blank for the `T`.
+pub(crate) fn parse_utc(text: &str) -> Option<i64> {
+    let (whole, fraction) = match text.strip_suffix('Z')?.split_once('.') {
+        Some((whole, fraction)) => (whole, fraction),
+        None => (text.strip_suffix('Z')?, ""),
+    };
+    let (date, time) = whole.split_once(['T', ' '])?;
+    let numbers = |text: &str, by: char| -> Option<[i64; 3]> {
+        let is_number =
+            |part: &&str| !part.is_empty() && part.len() <= 4 && part.bytes().all(|b| b.is_ascii_digit());
+        let parts: Vec<i64> = text.split(by).filter(is_number).map_while(|part| part.parse().ok()).collect();
+        (text.split(by).count() == 3).then(|| parts.try_into().ok())?
+    };
+    let ([year, month, day], [hours, minutes, seconds]) = (numbers(date, '-')?, numbers(time, ':')?);
+    let is_fraction = fraction.len() <= 9 && fraction.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_fraction || hours > 23 || minutes > 59 || seconds > 59 {
+        return None;
+    }
+    // The day that prints like this: some day of that year or the ones around it.
+    let first = (year - 1970) * 365 + (year - 1969).div_euclid(4) - 400;
+    let days = (first..first + 1200).find(|days| civil(*days) == (year, month, day))?;
+    let seconds = days * 86_400 + hours * 3600 + minutes * 60 + seconds;
+    let nanoseconds: i64 = format!("{fraction:0<9}").parse().ok()?;
+    seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds)
+}
+
 /// Year, month and day of a day counted from the Unix epoch. Years are counted from March, so that a leap day is the
 /// last of its year, and in eras of 400 years, which all have the same length.
 fn civil(days: i64) -> (i64, i64, i64) {
@@ -112,6 +138,17 @@ mod tests {
             (-1, "1969-12-31T23:59:59.000Z"),
         ] {
             assert_eq!(utc(seconds * 1_000_000_000), expected);
+        }
+        for seconds in [0, 951_782_400, 1_709_251_199, 4_107_542_400] {
+            let nanoseconds = seconds * 1_000_000_000 + 123_456_789;
+            let text = utc(nanoseconds);
+            assert_eq!(parse_utc(&text), Some(nanoseconds - nanoseconds % 1_000_000), "{text}");
+        }
+        assert_eq!(parse_utc("2000-02-29 00:00:00Z"), Some(951_782_400_000_000_000));
+        for bad in
+            ["", "Z", "2000-02-30T00:00:00Z", "2000-02-29T24:00:00Z", "2000-02-29T00:00:00", "1-2T3:4:5Z"]
+        {
+            assert_eq!(parse_utc(bad), None, "{bad}");
         }
         assert_eq!(utc(1_999_999), "1970-01-01T00:00:00.001Z");
         for extreme in [i64::MIN, i64::MAX] {

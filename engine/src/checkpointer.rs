@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atomtree_recovery::Doing;
-use atomtree_recovery::analyze::{Committed, slots_of};
+use atomtree_recovery::analyze::{Committed, Slots, slots_of};
 use atomtree_recovery::apply::{Applier, Parents};
+use atomtree_recovery::keeper::Keeper;
 use atomtree_recovery::known::Known;
 use atomtree_recovery::log_records::append_checkpoint;
 use atomtree_recovery::manifest::{self, Summary};
-use atomtree_recovery::plan::{Change, Checkpoint, TransactionId};
-use atomtree_recovery::sweep::{clear_slots, dead_stages, discard_originals, sweep};
+use atomtree_recovery::plan::{Change, Checkpoint};
+use atomtree_recovery::sweep::{Sweep, dead_stages, left_slots};
 use atomtree_wal::sync::{self, Thread, now};
 use atomtree_wal::{self as wal, Lsn};
 
@@ -241,22 +242,24 @@ impl Engine {
             Ok(watermark) => watermark,
             Err(error) => return Ok(Progress::PutOff(error.into())),
         };
-        self.discard_originals(&transactions)?;
+        self.keep_originals(&transactions)?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         let mut lock = None;
-        let commits = match self.held_or_locked(turn, &mut held, &mut lock) {
-            Ok(commits) => commits,
+        let Ok(commits) = self.held_or_locked(turn, &mut held, &mut lock) else {
             // They are retired after the next one.
-            Err(_) => return Ok(Progress::Settled),
+            return Ok(Progress::Settled);
         };
         commits.log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)?;
         if commits.unsettled.is_empty() {
             self.sweep_dead(uncleared.iter().chain(&transactions))?;
         }
         drop(lock);
-        if let Some(last) = transactions.last() {
-            let keep_from = last.begin.tx.0.saturating_sub(self.options.history_transactions_max);
-            manifest::prune(&*self.places.history, TransactionId(keep_from))?;
+        if !transactions.is_empty() {
+            match self.prune_history(&self.options.retention) {
+                // The next one finds what is left.
+                Err(error) if error.kind() == ErrorKind::NoSpace => {}
+                pruned => drop(pruned?),
+            }
         }
         Ok(Progress::Settled)
     }
@@ -310,11 +313,6 @@ impl Engine {
         }
     }
 
-    fn discard_originals(&self, transactions: &[Arc<Committed<'static>>]) -> Result<(), Error> {
-        let transactions = transactions.iter().map(|transaction| &**transaction);
-        Ok(discard_originals(&self.places, &mut self.applier()?, transactions)?)
-    }
-
     /// Clears what another process's checkpoint or recovery settled, in case that died before it had done so. Before there is
     /// a record that says so: see [`CommitState::take_up`]. A recovery that died may have held what is unsettled.
     fn clear_again(
@@ -322,9 +320,29 @@ impl Engine {
         uncleared: &[Arc<Committed<'static>>],
         unsettled: &[Arc<Committed<'static>>],
     ) -> Result<(), Error> {
-        let uncleared = uncleared.iter().map(|transaction| &**transaction);
-        let unsettled = unsettled.iter().map(|transaction| &**transaction);
-        Ok(clear_slots(&self.places, uncleared, unsettled, &mut self.applier()?)?)
+        let settled = uncleared.iter().map(|transaction| &**transaction);
+        let slots = slots_of(settled.clone());
+        let left = left_slots(&self.places, &slots)?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let known = Known::of(settled.clone().chain(unsettled.iter().map(|transaction| &**transaction)));
+        self.sweep(settled, &slots, &known, |sweep| sweep.left(left))
+    }
+
+    /// Clears up with what the history wants of these transactions.
+    fn sweep<'a>(
+        &self,
+        settled: impl Iterator<Item = &'a Committed<'static>>,
+        slots: &Slots<'_, 'static>,
+        known: &Known<'_>,
+        clear: impl FnOnce(&mut Sweep<'_, '_>) -> Result<(), atomtree_recovery::Error>,
+    ) -> Result<(), Error> {
+        let (places, mut applier) = (&self.places, self.applier()?);
+        let mut keeper = Keeper::of_nothing(places);
+        keeper.want_settled(&settled.map(|transaction| transaction.begin.tx).collect())?;
+        clear(&mut Sweep { places, slots, known, applier: &mut applier, keeper: &mut keeper })?;
+        Ok(keeper.finish()?)
     }
 
     /// Clears what processes have left in `stage/` that died while nothing of theirs was unsettled. Under the commit lock.
@@ -337,11 +355,11 @@ impl Engine {
             return Ok(());
         }
         let settled = settled.map(|transaction| &**transaction);
-        let (slots, known) = (slots_of(settled.clone()), Known::of(settled));
-        Ok(sweep(&self.places, dead, &slots, &known, &mut self.applier()?)?)
+        let (slots, known) = (slots_of(settled.clone()), Known::of(settled.clone()));
+        self.sweep(settled, &slots, &known, |sweep| sweep.dead(dead))
     }
 
-    fn applier(&self) -> Result<Applier<'_>, Error> {
+    pub(crate) fn applier(&self) -> Result<Applier<'_>, Error> {
         let parents = Parents::new(self.places.root.clone()).doing("read the metadata of", "the root")?;
         Ok(Applier::new(&self.places, parents, &self.ballast, self.can_exchange, Lsn(0)))
     }
@@ -352,7 +370,7 @@ impl Engine {
             return Ok(());
         }
         let summaries: Vec<Summary> =
-            transactions.iter().map(|transaction| Summary::of(transaction)).collect();
+            transactions.iter().map(|transaction| Summary::of(transaction, self.image_bytes_max())).collect();
         let write = || manifest::write(&*self.places.history, &summaries).map_err(Error::from);
         match write() {
             Err(error)

@@ -309,9 +309,10 @@ impl Engine {
                 None => return Err(Outcome::Unsettled(Box::new(prepared))),
             }
         }
-        let begun = prepared.begun;
+        self.check_guards(&prepared).map_err(failed)?;
+        let since = prepared.begun;
         self.check(parents, &mut prepared)
-            .map_err(|error| failed(self.with_culprit(error, commits, begun)))?;
+            .map_err(|error| failed(self.with_culprit(error, commits, since)))?;
         if prepared.planned.is_empty() {
             return Ok(None);
         }
@@ -321,6 +322,7 @@ impl Engine {
             time_ns: self.places.vfs.now().0,
             label: prepared.label.take(),
             agent: prepared.agent.take(),
+            who: Some(self.who.clone()),
         };
         let mut rest = Vec::with_capacity(prepared.planned.len());
         let mut changes = Vec::with_capacity(prepared.planned.len());

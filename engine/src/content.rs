@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use atomtree_recovery::image::{Attributes, Digest, Slot};
+use atomtree_recovery::images::{self, ImageName};
 use atomtree_recovery::stage::Stage;
 use atomtree_vfs::{Dir, File, Timestamp};
 
@@ -37,6 +38,69 @@ pub(crate) enum NewContent {
     Edited(EditedFile),
     /// In a slot already, because it may be larger than memory.
     Streamed(Arc<StreamedFile>),
+    /// In the history, until it is staged.
+    Kept(Arc<KeptContent>),
+}
+
+/// A content that the history keeps. It is opened when it is needed, and compared with what it shall be.
+pub(crate) struct KeptContent {
+    /// `images/`.
+    pub(crate) images: Arc<dyn Dir>,
+    /// Where it is, or another of the same content.
+    pub(crate) names: Vec<ImageName>,
+    pub(crate) size: u64,
+    /// Unless it was too large to be read when it was replaced.
+    pub(crate) digest: Option<Digest>,
+    /// Its time of modification then.
+    pub(crate) modified: Option<Timestamp>,
+}
+
+impl KeptContent {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not kept any more, `InvalidData` if it is not what it was.
+    pub(crate) fn open(&self) -> io::Result<Arc<dyn File>> {
+        for name in &self.names {
+            match images::open(&*self.images, name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+                Ok(file) => {
+                    let found = file.metadata()?;
+                    // Of what has a digest, that is compared when it is read.
+                    let is_it = found.size == self.size
+                        && (self.digest.is_some() || self.modified == Some(found.modified));
+                    if is_it {
+                        return Ok(file);
+                    }
+                    return Err(is_other(name));
+                }
+            }
+        }
+        let reason = "the history keeps the original no longer, or never did";
+        Err(io::Error::new(io::ErrorKind::NotFound, reason))
+    }
+
+    /// All of it, in memory.
+    pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
+        let bytes = self.open()?.read_all(self.size)?;
+        self.check(Digest::of(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// Whether what was read has the digest that it shall have.
+    pub(crate) fn check(&self, found: Digest) -> io::Result<()> {
+        match (self.digest, self.names.first()) {
+            (Some(digest), Some(name)) if digest != found => Err(is_other(name)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_other(name: &ImageName) -> io::Error {
+    let name = name.as_path().display();
+    let reason = format!("the original in .atomtree/images/{name} is not what it was when it was kept");
+    io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
 /// A file too large to be held in memory, and what changes in it.
@@ -134,6 +198,7 @@ impl NewContent {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Edited(edited) => edited.size,
             Self::Streamed(streamed) => streamed.size,
+            Self::Kept(kept) => kept.size,
         }
     }
 
@@ -157,7 +222,9 @@ impl NewContent {
                 edited.size = edited.size.max(offset + bytes.len() as u64);
                 edited.edits.push((offset, bytes.to_vec()));
             }
-            Self::Streamed(_) => unreachable!("it has been made an edited one"),
+            Self::Streamed(_) | Self::Kept(_) => {
+                unreachable!("it is edited by nobody, or has been made editable")
+            }
         }
     }
 
@@ -166,6 +233,7 @@ impl NewContent {
         match self {
             Self::Bytes(bytes) => Ok(bytes.to_vec()),
             Self::Streamed(streamed) => streamed.file.read_all(u64::MAX),
+            Self::Kept(kept) => kept.read(),
             Self::Edited(edited) => {
                 let mut bytes = edited.base.read_all(u64::MAX)?;
                 bytes.resize(edited.size as usize, 0);
@@ -182,6 +250,7 @@ impl NewContent {
         match self {
             Self::Bytes(bytes) => Ok(Digest::of(bytes)),
             Self::Streamed(streamed) => Ok(streamed.digest),
+            Self::Kept(kept) => kept.digest.map_or_else(|| Ok(Digest::of_file(&*kept.open()?)?.1), Ok),
             Self::Edited(_) => Ok(Digest::of(&self.read()?)),
         }
     }

@@ -18,11 +18,11 @@ use crate::hand_over::CommitState;
 use crate::store::Engine;
 
 impl Engine {
-    /// Adds to a conflict the last transaction since `begun` that touched the name, or what lies above it.
-    pub(crate) fn with_culprit(&self, error: Error, commits: &CommitState, begun: Timestamp) -> Error {
+    /// Adds to a conflict the last transaction since `since` that touched the name, or what lies above it.
+    pub(crate) fn with_culprit(&self, error: Error, commits: &CommitState, since: Timestamp) -> Error {
         let Error::Conflict { path, reason, transaction, by: None } = error else { return error };
         let remembered = commits.unsettled.iter().rev().chain(commits.uncleared.iter().rev());
-        let found = find(remembered, &path, begun).or_else(|| self.find_settled(&path, begun));
+        let found = find(remembered, &path, since).or_else(|| self.find_settled(&path, since));
         let Some(begin) = found else { return Error::Conflict { path, reason, transaction, by: None } };
         let said = |what: &str, said: &Option<String>| {
             said.as_ref().map(|said| format!(", {what} {said:?}")).unwrap_or_default()
@@ -33,18 +33,15 @@ impl Engine {
     }
 
     /// Looks into the manifests that were written since. Whatever can't be read is not worth another error.
-    fn find_settled(&self, path: &Path, begun: Timestamp) -> Option<Begin> {
+    fn find_settled(&self, path: &Path, since: Timestamp) -> Option<Begin> {
         let history = &*self.places.history;
         for name in manifest::list(history).ok()?.into_iter().rev() {
-            if history.metadata(&name).ok()?.modified < begun {
+            if history.metadata(&name).ok()?.modified < since {
                 break;
             }
-            let settled = match manifest::read(history, &name) {
-                Ok(settled) => settled,
-                Err(_) => continue,
-            };
+            let Ok(settled) = manifest::read(history, &name) else { continue };
             let is_it = |name: &[u8]| touches(Path::new(OsStr::from_bytes(name)), path);
-            let newest = settled.into_iter().rev().take_while(|one| one.begin.time_ns > begun.0);
+            let newest = settled.into_iter().rev().take_while(|one| one.begin.time_ns > since.0);
             let mut newest = newest.filter(|one| one.changes.iter().any(|change| is_it(&change.path)));
             if let Some(found) = newest.next() {
                 return Some(found.begin);
@@ -57,11 +54,11 @@ impl Engine {
 fn find<'a>(
     newest_first: impl Iterator<Item = &'a Arc<Committed<'static>>>,
     path: &Path,
-    begun: Timestamp,
+    since: Timestamp,
 ) -> Option<Begin> {
     let touches = |change: &Change<'_>| change.names().any(|name| touches(name.as_path(), path));
     newest_first
-        .take_while(|transaction| transaction.begin.time_ns > begun.0)
+        .take_while(|transaction| transaction.begin.time_ns > since.0)
         .find(|transaction| transaction.changes.iter().any(touches))
         .map(|transaction| transaction.begin.clone())
 }

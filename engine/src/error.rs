@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use atomtree_recovery as recovery;
 use atomtree_recovery::apply::{is_no_directory, is_no_space};
+use atomtree_recovery::error::Refusal;
 use atomtree_recovery::plan::TransactionId;
 use atomtree_recovery::tree_path::PathError;
 use atomtree_vfs::is_symlink_error;
@@ -89,6 +90,7 @@ impl ErrorKind {
     fn of_io(error: &io::Error) -> Self {
         match error.kind() {
             _ if is_no_space(error) => Self::NoSpace,
+            io::ErrorKind::InvalidData => Self::Corrupt,
             _ if is_symlink_error(error) => Self::NotADirectory,
             io::ErrorKind::NotFound => Self::NotFound,
             io::ErrorKind::AlreadyExists => Self::Exists,
@@ -120,6 +122,14 @@ pub enum Error {
         by: Option<TransactionId>,
         /// The transaction, if it was being committed; see [`Error::into_transaction`].
         transaction: Option<Box<Transaction>>,
+    },
+    /// Names that can't be put back because they have moved on since. Nothing was changed.
+    #[error("{reason}")]
+    MovedOn {
+        /// The names, one at least.
+        paths: Vec<PathBuf>,
+        /// Which, since when, and what to do.
+        reason: String,
     },
     /// Another process, or thread, is in the way, and did not go within [`crate::Options::lock_timeout`]. Nothing was
     /// changed.
@@ -206,7 +216,7 @@ impl Error {
     /// What kind of error it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Conflict { .. } => ErrorKind::Conflict,
+            Self::Conflict { .. } | Self::MovedOn { .. } => ErrorKind::Conflict,
             Self::Locked { .. } => ErrorKind::Locked,
             Self::InvalidPath { .. } => ErrorKind::InvalidPath,
             Self::Refused { kind, .. } | Self::Invalid { kind, .. } | Self::Again { kind, .. } => *kind,
@@ -226,7 +236,17 @@ impl Error {
             | Self::Refused { path, .. }
             | Self::Io { path, .. }
             | Self::CommittedNotApplied { path, .. } => Some(path),
+            Self::MovedOn { paths, .. } => paths.first().map(PathBuf::as_path),
+            Self::Store(recovery::Error::Refused { path, .. }) => Some(Path::new(path)),
             _ => None,
+        }
+    }
+
+    /// All paths that it is about, relative to the root: several where a transaction can't be undone because of them.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            Self::MovedOn { paths, .. } => paths.iter().map(PathBuf::as_path).collect(),
+            _ => self.path().into_iter().collect(),
         }
     }
 
@@ -255,6 +275,7 @@ impl Error {
             Self::Conflict { path, reason, by, .. } => {
                 Self::Conflict { path: path.clone(), reason: reason.clone(), by: *by, transaction: None }
             }
+            Self::MovedOn { paths, reason } => Self::MovedOn { paths: paths.clone(), reason: reason.clone() },
             Self::Locked { holder } => Self::Locked { holder: holder.clone() },
             Self::InvalidPath { path, source } => Self::InvalidPath { path: path.clone(), source: *source },
             Self::Refused { kind, path, reason } => Self::refused(*kind, path, reason),
@@ -266,6 +287,9 @@ impl Error {
             Self::Poisoned { reason } => Self::Poisoned { reason: reason.clone() },
             Self::CommittedNotApplied { tx, path, source } => {
                 Self::CommittedNotApplied { tx: *tx, path: path.clone(), source: io_error_again(source) }
+            }
+            Self::Store(recovery::Error::Refused { kind, path, reason }) => {
+                Self::refused(kind_of_refusal(*kind), path, reason)
             }
             Self::Store(_) | Self::Again { .. } => {
                 Self::Again { kind: self.kind(), message: self.to_string() }
@@ -308,8 +332,24 @@ fn kind_of_store_error(error: &recovery::Error) -> ErrorKind {
         recovery::Error::StoreFile { .. }
         | recovery::Error::Record(_)
         | recovery::Error::Sequence { .. }
-        | recovery::Error::Manifest { .. } => ErrorKind::Corrupt,
+        | recovery::Error::Manifest { .. }
+        | recovery::Error::GuardManifest { .. } => ErrorKind::Corrupt,
+        recovery::Error::Refused { kind, .. } => kind_of_refusal(*kind),
         recovery::Error::Log(error) => kind_of_log_error(error),
+        _ => ErrorKind::Io,
+    }
+}
+
+fn kind_of_refusal(refusal: Refusal) -> ErrorKind {
+    match refusal {
+        Refusal::Locked => ErrorKind::Locked,
+        Refusal::Conflict => ErrorKind::Conflict,
+        Refusal::NoSpace => ErrorKind::NoSpace,
+        Refusal::MountPoint => ErrorKind::MountPoint,
+        Refusal::CrossDevice => ErrorKind::CrossDevice,
+        Refusal::InvalidPath => ErrorKind::InvalidPath,
+        Refusal::InvalidInput => ErrorKind::InvalidInput,
+        Refusal::Unsupported => ErrorKind::Unsupported,
         _ => ErrorKind::Io,
     }
 }
@@ -375,6 +415,7 @@ mod tests {
         let source_path = PathError::Empty;
         let errors = [
             Error::Conflict { path: path.clone(), reason: "r".into(), by: None, transaction: None },
+            Error::MovedOn { paths: vec![path.clone()], reason: "r".into() },
             Error::Locked { holder: "process 7".into() },
             Error::InvalidPath { path: path.clone(), source: source_path },
             Error::refused(ErrorKind::MountPoint, &path, "r"),
@@ -386,6 +427,11 @@ mod tests {
             Error::Poisoned { reason: "r".into() },
             Error::CommittedNotApplied { tx: TransactionId(3), path, source: source() },
             Error::Store(recovery::Error::NotAdopted),
+            Error::Store(recovery::Error::Refused {
+                kind: Refusal::Locked,
+                path: "a/b".into(),
+                reason: "r".into(),
+            }),
             Error::Store(recovery::Error::Log(wal::Error::Poisoned { reason: "r".into() })),
         ];
         for error in errors {

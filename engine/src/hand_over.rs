@@ -359,7 +359,14 @@ impl Engine {
         // What somebody else has left unfinished is not written behind.
         log.leave_segment();
         let Self { places, stage, ballast, can_exchange, .. } = self;
-        let recovery = Recovery { places, stage, ballast, can_exchange: *can_exchange, is_live };
+        let recovery = Recovery {
+            places,
+            stage,
+            ballast,
+            can_exchange: *can_exchange,
+            is_live,
+            image_bytes_max: self.image_bytes_max(),
+        };
         let (report, next_tx) = recovery.run(&mut log, &scan).map_err(|error| {
             let error = Error::from(error);
             if log.is_poisoned() {

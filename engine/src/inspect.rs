@@ -2,6 +2,7 @@
 //!
 //! Another process may be committing meanwhile; what is returned was true at some moment during the call.
 
+mod contents;
 mod stats;
 
 use std::ffi::OsStr;
@@ -12,7 +13,7 @@ use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::{Analysis, analyze};
 use atomtree_recovery::manifest::{self, ChangeSummary, Summary};
 use atomtree_recovery::places::{Places, StoreFile};
-use atomtree_recovery::plan::TransactionId;
+use atomtree_recovery::plan::{TransactionId, Who};
 use atomtree_recovery::verify::{Verification, verify};
 use atomtree_vfs::ProcessIdentity;
 use atomtree_wal::{Lsn, scan};
@@ -21,6 +22,7 @@ use crate::error::{Error, OnPath};
 use crate::lock::{LOCK_FILE, Member, holder_of, members};
 use crate::options::Options;
 
+pub use contents::Contents;
 pub use stats::Stats;
 
 /// How often a look is repeated when it seems to find damage while another process has the store open: a segment may
@@ -81,8 +83,10 @@ pub struct PastTransaction {
     pub time_ns: i64,
     /// Why, in the caller's words.
     pub label: Option<String>,
-    /// Who, in the caller's words.
+    /// On whose behalf, in the caller's words.
     pub agent: Option<String>,
+    /// From which process; not known of transactions of earlier versions.
+    pub who: Option<Who>,
     /// Whether it is settled: durable in place, and forgotten by the log.
     pub is_settled: bool,
     /// What it changed.
@@ -91,13 +95,14 @@ pub struct PastTransaction {
 
 impl PastTransaction {
     fn new(summary: Summary, is_settled: bool) -> Self {
-        let Summary { begin, lsn, changes } = summary;
+        let Summary { begin, lsn, changes, .. } = summary;
         Self {
             tx: begin.tx,
             lsn: Lsn(lsn),
             time_ns: begin.time_ns,
             label: begin.label,
             agent: begin.agent,
+            who: begin.who,
             is_settled,
             changes,
         }
@@ -116,6 +121,11 @@ impl Inspection {
         let warnings: Vec<String> =
             root.file_system().on("describe the file system of", ".")?.caveat.into_iter().collect();
         Ok(Self { places: Places::open(vfs, root)?, warnings })
+    }
+
+    /// Looks into a store that is open.
+    pub(crate) fn of(places: &Places) -> Self {
+        Self { places: places.clone(), warnings: Vec::new() }
     }
 
     /// The state of the store.
@@ -237,7 +247,7 @@ impl Inspection {
         let analysis: Analysis<'_> = analyze(&scan)?;
         let mut transactions: Vec<_> = analysis
             .unsettled()
-            .map(|transaction| PastTransaction::new(Summary::of(transaction), false))
+            .map(|transaction| PastTransaction::new(Summary::of(transaction, 0), false))
             .collect();
         transactions.reverse();
         Ok(transactions)

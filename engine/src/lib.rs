@@ -58,8 +58,8 @@
 //!
 //! # Features
 //!
-//! `tracing`, off by default: spans `atomtree.open`, `.recovery`, `.commit`, `.submit`, `.stage`, `.sync`, `.apply` and
-//! `.checkpoint`, and events for conflicts, a full log, released ballast, displaced and quarantined content, and
+//! `tracing`, off by default: spans `atomtree.open`, `.recovery`, `.commit`, `.submit`, `.stage`, `.sync`, `.apply`,
+//! `.checkpoint` and `.guard`, and events for conflicts, a full log, released ballast, displaced and quarantined content, and
 //! poisoning. Without it they cost nothing.
 
 #[doc = include_str!("../docs/embedding.md")]
@@ -73,7 +73,9 @@ mod contention;
 mod create;
 mod culprit;
 mod error;
+mod guard;
 mod hand_over;
+mod history;
 mod inspect;
 mod lock;
 #[cfg(all(test, loom))]
@@ -86,13 +88,17 @@ mod submit;
 mod ticket;
 mod trace;
 mod transaction;
+mod undo;
 mod view;
 
 pub use atomtree_recovery::apply::Displaced;
-pub use atomtree_recovery::image::Digest;
+pub use atomtree_recovery::guards::{Changes as GuardChanges, RolledBack};
+pub use atomtree_recovery::image::{Attribute, Attributes, Digest};
+pub use atomtree_recovery::images::ImageName;
 pub use atomtree_recovery::manifest::{ChangeSummary, State};
-pub use atomtree_recovery::plan::TransactionId;
+pub use atomtree_recovery::plan::{TransactionId, Who};
 pub use atomtree_recovery::recover::{Report as RecoveryReport, Superseded};
+pub use atomtree_recovery::retention::{Pruned, Scrubbed};
 pub use atomtree_recovery::tree_path::{PathError, TreePath};
 pub use atomtree_recovery::verify::Verification;
 pub use atomtree_vfs as vfs;
@@ -100,9 +106,12 @@ pub use atomtree_vfs::Kind;
 pub use atomtree_wal::Lsn;
 pub use commit::Receipt;
 pub use error::{Error, ErrorKind};
-pub use inspect::{Inspection, PastTransaction, Stats, Status};
+pub use guard::{Guard, GuardOptions, GuardedCommand, note_guarded_command};
+pub use history::Keep;
+pub use inspect::{Contents, Inspection, PastTransaction, Stats, Status};
 pub use lock::Member;
 pub use options::{Checkpoints, Durability, HardLinks, Options, Symlinks};
 pub use store::Store;
 pub use ticket::Ticket;
 pub use transaction::{Expectation, FileMetadata, Savepoint, Transaction};
+pub use undo::{Moment, UndoOptions};

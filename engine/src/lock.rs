@@ -224,25 +224,6 @@ impl Locks {
         Ok(self.members.try_lock(Lock::Shared).doing("lock", ".atomtree/members")?)
     }
 
-    /// Waits a moment for others to leave, without the commit lock.
-    ///
-    /// # Errors
-    /// `locked` at the deadline, naming one of them.
-    pub(crate) fn wait_for_others(
-        &self,
-        places: &Places,
-        begun: Instant,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        if now() < deadline {
-            std::thread::sleep(MEMBERS_PAUSE);
-            return Ok(());
-        }
-        let members = members(&*places.vfs, &*places.stage).unwrap_or_default();
-        let first = members.into_iter().next();
-        Err(locked(&*places.vfs, first.map(|note| (note, "the store open")), begun))
-    }
-
     /// What the lock file says of failures: under the commit lock, except for a first look.
     pub(crate) fn mark(&self) -> Result<Mark, Error> {
         Ok(Mark::read(&*self.file).doing("read", ".atomtree/lock")?)
@@ -259,6 +240,20 @@ impl Locks {
         // run or it executes its program.
         let _ = self.members.unlock();
     }
+}
+
+/// Waits a moment for others to leave, without the commit lock.
+///
+/// # Errors
+/// `locked` at the deadline, naming one of them.
+pub(crate) fn wait_for_others(places: &Places, begun: Instant, deadline: Instant) -> Result<(), Error> {
+    if now() < deadline {
+        std::thread::sleep(MEMBERS_PAUSE);
+        return Ok(());
+    }
+    let members = members(&*places.vfs, &*places.stage).unwrap_or_default();
+    let first = members.into_iter().next();
+    Err(locked(&*places.vfs, first.map(|note| (note, "the store open")), begun))
 }
 
 /// The processes that have the store open, as far as they can be told: each has a directory in `stage/`, with a lock file

@@ -11,11 +11,13 @@ use atomtree_recovery::Doing;
 use atomtree_recovery::analyze;
 use atomtree_recovery::apply::{Applier, Parents};
 use atomtree_recovery::ballast::Ballast;
+use atomtree_recovery::keeper::Keeper;
 use atomtree_recovery::known::Known;
 use atomtree_recovery::places::{Places, StoreFile};
 use atomtree_recovery::recover::{Recovery, Report};
+use atomtree_recovery::retention::finish_pruning;
 use atomtree_recovery::stage::{Stage, all_staged};
-use atomtree_recovery::sweep::{dead_stages, sweep};
+use atomtree_recovery::sweep::{Sweep, dead_stages};
 use atomtree_wal::sync::{Condvar, Mutex, Turn, now};
 use atomtree_wal::{GroupCommit, Log, Lsn, Tail};
 
@@ -24,9 +26,9 @@ use crate::contention::Contention;
 use crate::create::discard_unfinished;
 use crate::error::Error;
 use crate::hand_over::{CommitState, SyncRoot, note_report};
-use crate::lock::{Locks, Mark};
+use crate::lock::{Locks, Mark, wait_for_others};
 use crate::options::Options;
-use crate::store::{Engine, Health, ProcessId};
+use crate::store::{Engine, Health, ProcessId, who};
 use crate::submit::Submits;
 use crate::trace;
 
@@ -60,7 +62,7 @@ impl Engine {
                 break (taken, false);
             }
             drop(taken);
-            locks.wait_for_others(&places, begun, deadline)?;
+            wait_for_others(&places, begun, deadline)?;
         };
         discard_unfinished(&*places.root, uid);
         let (store_file, is_original) = StoreFile::read(&*places.store)?;
@@ -81,6 +83,7 @@ impl Engine {
         }
         // Whoever is refused has changed nothing.
         locks.note_commit(&*places.vfs);
+        let who = who(&places)?;
         let stage = Stage::create(&places, &locks.me().to_text())?;
         locks.note_waiting_in(stage.lock_file().clone());
         let is_bound = stage.dir().flags().doing("read the flags of", ".atomtree/stage")?.binds_inodes;
@@ -88,8 +91,15 @@ impl Engine {
         let moves_inodes = file_system.name != "overlayfs";
         let can_exchange = stage.probe_exchange().doing("try an exchange in", ".atomtree/stage")?;
         let mark = locks.mark()?;
-        let recovery =
-            Recovery { places: &places, stage: &stage, ballast: &ballast, can_exchange, is_live: false };
+        let image_bytes_max = options.retention.bytes_max;
+        let recovery = Recovery {
+            places: &places,
+            stage: &stage,
+            ballast: &ballast,
+            can_exchange,
+            is_live: false,
+            image_bytes_max,
+        };
         let settled = match (is_alone, is_closed) {
             (false, _) => Ok(None),
             (true, true) => sweep_alone(&recovery).map(|()| None),
@@ -147,6 +157,7 @@ impl Engine {
             submits: Submits::default(),
             checkpoint_turn: Turn::default(),
             retry_turn: Turn::default(),
+            lookout: Mutex::default(),
             contention: Contention::default(),
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),
@@ -155,6 +166,8 @@ impl Engine {
             opened_by,
             moves_inodes,
             is_bound,
+            who,
+            shelves: Mutex::default(),
             report,
             take_overs: Mutex::default(),
             warnings,
@@ -164,6 +177,8 @@ impl Engine {
             let take_over = engine.take_overs.lock().pop();
             engine.report = take_over.unwrap_or_default();
         }
+        // No transaction touches what a guard covers, so the log comes first.
+        engine.roll_back_abandoned_at_open()?;
         engine.note_unsettled(&engine.commits.lock());
         Ok(Arc::new(engine))
     }
@@ -174,5 +189,9 @@ fn sweep_alone(recovery: &Recovery<'_>) -> Result<(), atomtree_recovery::Error> 
     let Recovery { places, stage, ballast, can_exchange, .. } = *recovery;
     let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
     let mut applier = Applier::new(places, parents, ballast, can_exchange, Lsn(0));
-    sweep(places, dead_stages(places, stage.name())?, &BTreeMap::new(), &Known::default(), &mut applier)
+    let (slots, known) = (BTreeMap::new(), Known::default());
+    let mut keeper = Keeper::of_nothing(places);
+    Sweep { places, slots: &slots, known: &known, applier: &mut applier, keeper: &mut keeper }
+        .dead(dead_stages(places, stage.name())?)?;
+    finish_pruning(places)
 }

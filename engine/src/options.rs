@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atomtree_recovery::retention::Retention;
 use atomtree_vfs::{Vfs, os::Os};
 use atomtree_wal::sync::now;
 use atomtree_wal::{LogOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -78,7 +79,7 @@ pub struct Options {
     pub(crate) ballast_bytes: u64,
     pub(crate) settle_after: Duration,
     pub(crate) checkpoints: Checkpoints,
-    pub(crate) history_transactions_max: u64,
+    pub(crate) retention: Retention,
     pub(crate) submitted_max: usize,
     pub(crate) lock_timeout: Duration,
     pub(crate) exclusive: bool,
@@ -100,7 +101,7 @@ impl Default for Options {
             ballast_bytes: 1 << 20,
             settle_after: Duration::from_secs(1),
             checkpoints: Checkpoints::default(),
-            history_transactions_max: 10_000,
+            retention: Retention::default(),
             submitted_max: 1024,
             lock_timeout: Duration::from_secs(30),
             exclusive: false,
@@ -177,10 +178,27 @@ impl Options {
         self
     }
 
-    /// How many settled transactions the history keeps at least. Default 10,000.
+    /// What the history may take, in bytes: its manifests, and the originals by which transactions can be undone.
+    /// Default 1 GiB. What it grows beyond that is forgotten at the next checkpoint, the oldest first and a checkpoint's
+    /// worth at a time; an original that is larger is not kept. With 0 there is no history.
+    #[must_use]
+    pub fn history_bytes_max(mut self, bytes: u64) -> Self {
+        self.retention.bytes_max = bytes;
+        self
+    }
+
+    /// How old a settled transaction gets before the history forgets it; `None` for any age. Default 30 days.
+    #[must_use]
+    pub fn history_age_max(mut self, age: Option<Duration>) -> Self {
+        self.retention.age_max = age;
+        self
+    }
+
+    /// How many settled transactions the history keeps; a checkpoint's worth more, because those are forgotten together.
+    /// Default any number.
     #[must_use]
     pub fn history_transactions_max(mut self, transactions: u64) -> Self {
-        self.history_transactions_max = transactions;
+        self.retention.transactions_max = transactions;
         self
     }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use atomtree_recovery::apply::{Parent, is_no_directory};
-use atomtree_recovery::image::{Attributes, Bytes, Content, Image};
+use atomtree_recovery::image::{Attributes, Bytes, Content, Digest, Image};
 use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
 use atomtree_vfs::{File, Kind, Timestamp};
@@ -461,19 +461,35 @@ impl<'a> Plan<'a> {
     fn stage_file(&mut self, file: &NewFile) -> io::Result<After<'static>> {
         let NewFile { content, attributes, modified } = file;
         let (staging, stage) = (&mut self.staging, self.engine.stage());
-        let (staged, owner, size, content) = match &**content {
+        let inline_bytes_max = self.engine.options.inline_bytes_max.min(staging.inline_budget);
+        // What travels in the log is held in memory until it is settled anyway.
+        let read = match &**content {
+            NewContent::Kept(kept) if kept.size <= inline_bytes_max => Some(NewContent::bytes(kept.read()?)),
+            _ => None,
+        };
+        let (staged, owner, size, content) = match &**read.as_ref().unwrap_or(content) {
             NewContent::Bytes(bytes) => {
                 let slot = StagedSlot::new(stage);
                 let staged = stage.write(&slot.slot, bytes, attributes)?;
                 let size = bytes.len() as u64;
                 let content = Content::Inline(Bytes::Shared(bytes.clone()));
-                let content = if size <= self.engine.options.inline_bytes_max.min(staging.inline_budget) {
+                let content = if size <= inline_bytes_max {
                     staging.inline_budget -= size;
                     content
                 } else {
                     Content::Digest(content.digest().expect("its bytes are at hand"))
                 };
                 (staged, Staged::Here(slot), size, content)
+            }
+            NewContent::Kept(kept) => {
+                let slot = StagedSlot::new(stage);
+                let staged = stage.create_file(&slot.slot)?;
+                staged.copy_from(&*kept.open()?)?;
+                attributes.set_on_file(&*staged)?;
+                // What was copied is compared, and not what it was copied from.
+                let (size, digest) = Digest::of_file(&*staged)?;
+                kept.check(digest)?;
+                (staged, Staged::Here(slot), size, Content::Digest(digest))
             }
             NewContent::Edited(edited) => {
                 let slot = StagedSlot::new(stage);
@@ -483,7 +499,7 @@ impl<'a> Plan<'a> {
                     staged.write_at(&[io::IoSlice::new(bytes)], *offset)?;
                 }
                 attributes.set_on_file(&*staged)?;
-                let digest = atomtree_recovery::image::Digest::of_file(&*staged)?.1;
+                let digest = Digest::of_file(&*staged)?.1;
                 (staged, Staged::Here(slot), edited.size, Content::Digest(digest))
             }
             NewContent::Streamed(streamed) => {

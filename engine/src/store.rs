@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atomtree_recovery::ballast::Ballast;
+use atomtree_recovery::guards::Lookout;
 use atomtree_recovery::places::Places;
+use atomtree_recovery::plan::Who;
 use atomtree_recovery::recover::Report;
+use atomtree_recovery::retention::Shelves;
 use atomtree_recovery::stage::Stage;
 use atomtree_recovery::tree_path::STORE_DIR;
 use atomtree_vfs::{Dir, Vfs};
@@ -65,6 +68,8 @@ pub(crate) struct Engine {
     pub(crate) checkpoint_turn: Turn,
     /// This process's part of the place of who repeats a transaction.
     pub(crate) retry_turn: Turn,
+    /// The guards that there are, as seen by the last commit. Taken after `commits`.
+    pub(crate) lookout: Mutex<Lookout>,
     /// Who queues for it.
     pub(crate) contention: Contention,
     /// Taken after `commits`, for moments only.
@@ -81,6 +86,10 @@ pub(crate) struct Engine {
     pub(crate) moves_inodes: bool,
     /// Whether inodes of this store may only go where the same project or encryption policy holds.
     pub(crate) is_bound: bool,
+    /// Whom transactions are from.
+    pub(crate) who: Who,
+    /// What the history holds. Taken after `checkpoint_turn`.
+    pub(crate) shelves: Mutex<Shelves>,
     pub(crate) report: Report,
     /// What this process finished for others since.
     pub(crate) take_overs: Mutex<Vec<Report>>,
@@ -315,7 +324,7 @@ impl Engine {
 
     /// Whether this is a forked child of the process that opened the store: what it has are copies, and using them would
     /// write over what the parent writes.
-    fn is_in_fork(&self) -> bool {
+    pub(crate) fn is_in_fork(&self) -> bool {
         ProcessId::now(&*self.places.vfs) != self.opened_by
     }
 
@@ -392,6 +401,13 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Whom transactions of this process are from.
+pub(crate) fn who(places: &Places) -> Result<Who, Error> {
+    let uid = places.vfs.identity().on("read the identity of", "this process")?.uid;
+    let process = places.vfs.process().on("read the identity of", "this process")?;
+    Ok(Who { uid, pid: process.pid, program: process.program })
 }
 
 /// Everything is resolved by `openat2`. Old kernels lack it, and old container runtimes refuse it.

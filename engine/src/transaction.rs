@@ -8,6 +8,7 @@ mod lookup;
 mod names;
 mod new_names;
 mod questions;
+pub(crate) mod revert;
 
 use std::collections::HashMap;
 use std::fmt;

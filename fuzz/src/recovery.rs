@@ -143,8 +143,13 @@ fn plant_records(sim: &Sim, slots: &str, bytes: &[u8]) {
 }
 
 fn transaction(input: &mut Input<'_>, slots: &str) -> Vec<(NonZeroU8, Vec<u8>)> {
-    let begin =
-        Begin { tx: TransactionId(input.number()), time_ns: 5, label: Some("fuzzed".into()), agent: None };
+    let begin = Begin {
+        tx: TransactionId(input.number()),
+        time_ns: 5,
+        label: Some("fuzzed".into()),
+        agent: None,
+        who: None,
+    };
     let mut hostile = Vec::new();
     let changes = (0..=input.byte() % 3).map(|number| change(input, number, slots, &mut hostile)).collect();
     let plan = Plan { begin, changes };

@@ -361,6 +361,19 @@ impl<'a> Applier<'a> {
             .clear(dir, name, |dir, below| self.quarantine_below(dir, below, path))
     }
 
+    /// Moves what was not logged out of a directory that was taken out of the tree at `path`, to quarantine.
+    pub fn sift_directory(
+        &mut self,
+        dir: &dyn Dir,
+        name: &OsStr,
+        path: &TreePath,
+        contents: &[(TreePath, Image<'_>)],
+    ) -> io::Result<()> {
+        let vfs = self.places.vfs.clone();
+        Subtree::open(&*vfs, dir, name, contents)?
+            .displace_strangers(|dir, below| self.quarantine_below(dir, below, path))
+    }
+
     fn quarantine_below(&mut self, dir: &dyn Dir, below: &TreePath, top: &TreePath) -> io::Result<()> {
         let path = top.below(below).unwrap_or_else(|| top.clone());
         self.quarantine(dir, below.name(), &path)

@@ -6,6 +6,28 @@ use atomtree_wal as wal;
 
 use crate::plan::{DecodeError, TransactionId};
 
+/// Why something is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Somebody else has it.
+    Locked,
+    /// It is changing.
+    Conflict,
+    /// There is not enough space.
+    NoSpace,
+    /// Something is mounted there.
+    MountPoint,
+    /// It lies on another file system.
+    CrossDevice,
+    /// It has a name that can't be handled.
+    InvalidPath,
+    /// What was asked for makes no sense.
+    InvalidInput,
+    /// It can't be done here.
+    Unsupported,
+}
+
 /// An error of this crate. Each message says what was tried, on what, and what is left to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -69,6 +91,26 @@ pub enum Error {
         /// Byte offset of the damaged record.
         offset: u64,
         /// In what way.
+        reason: String,
+    },
+    /// A guard's list of originals is damaged.
+    #[error(
+        "{path} is damaged: {reason}; what the guard covers can't be put back from it: compare the tree with a backup, then remove the directory that holds it"
+    )]
+    GuardManifest {
+        /// The file.
+        path: String,
+        /// In what way.
+        reason: String,
+    },
+    /// Something that its path does not allow.
+    #[error("{path}: {reason}")]
+    Refused {
+        /// Why, for programs.
+        kind: Refusal,
+        /// The name, relative to the root.
+        path: String,
+        /// Why, and what to do.
         reason: String,
     },
     /// The log refused something, or is damaged.

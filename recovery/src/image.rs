@@ -118,6 +118,18 @@ pub struct Attribute {
     pub value: Vec<u8>,
 }
 
+impl Attribute {
+    /// Its name, for the operating system.
+    pub fn os_name(&self) -> &OsStr {
+        OsStr::from_bytes(&self.name)
+    }
+
+    /// Whether it is a label, which is never removed.
+    pub fn is_label(&self) -> bool {
+        is_label(&self.name)
+    }
+}
+
 impl Attributes {
     fn new(metadata: &Metadata, xattrs: Vec<Xattr>) -> Self {
         let mut xattrs: Vec<_> = xattrs

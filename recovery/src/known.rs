@@ -77,6 +77,11 @@ impl<'a> Known<'a> {
         }
     }
 
+    /// A content whose bytes are in the log.
+    pub fn bytes_of(&self, digest: Digest) -> Option<&'a [u8]> {
+        self.inline.get(&digest).copied()
+    }
+
     /// The change that took this directory out of the tree.
     pub fn taken_directory(&self, metadata: &Metadata) -> Option<&'a Change<'a>> {
         let change = *self.directories.get(&metadata.inode)?;

@@ -78,8 +78,22 @@ pub struct Begin {
     pub time_ns: i64,
     /// Why, in the caller's words.
     pub label: Option<String>,
-    /// Who, in the caller's words.
+    /// On whose behalf, in the caller's words.
     pub agent: Option<String>,
+    /// Which process; left out where it says nothing, as it was before there was any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<Who>,
+}
+
+/// The process that a transaction comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its number.
+    pub pid: u32,
+    /// Name of its program.
+    pub program: String,
 }
 
 /// Closes a transaction's run.
@@ -355,7 +369,7 @@ struct MoreOfImage {
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
-enum KindHead {
+pub(crate) enum KindHead {
     File,
     Dir,
     Symlink,
@@ -363,7 +377,7 @@ enum KindHead {
 }
 
 impl KindHead {
-    fn of(kind: Kind) -> Self {
+    pub(crate) fn of(kind: Kind) -> Self {
         match kind {
             Kind::File => Self::File,
             Kind::Dir => Self::Dir,
@@ -372,7 +386,7 @@ impl KindHead {
         }
     }
 
-    fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> Kind {
         match self {
             Self::File => Kind::File,
             Self::Dir => Kind::Dir,

@@ -5,10 +5,11 @@
 //! after-image of the last one that touches it. Nothing is renamed over and nothing of the user's is unlinked. A crash
 //! anywhere in here leads to the same end when it runs again, because the log is retired last.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use atomtree_vfs::{Dir, File, Kind, is_symlink_error};
@@ -16,19 +17,24 @@ use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
 use crate::acl::{ACCESS_ACL, DEFAULT_ACL};
 use crate::analyze::{Analysis, Committed, analyze, watermark};
-use crate::apply::{Applier, Displaced, Parents, is_no_directory, passing_mode, quarantine_name};
+use crate::apply::{
+    Applier, Displaced, Parents, is_no_directory, is_no_space, passing_mode, quarantine_name,
+};
 use crate::ballast::Ballast;
 use crate::decision::{Action, Found, Goal, Proof, decide};
 use crate::error::{Doing, Error};
 use crate::image::{Attribute, Attributes, Content, Digest, Image, MADE_DIR_MODE, Slot, open_own};
+use crate::images::sweep_orphans;
+use crate::keeper::{Keeper, to_write};
 use crate::known::{Known, Likeness};
 use crate::locate::{Located, Place, locate};
 use crate::log_records::append_checkpoint;
 use crate::manifest::{self, Summary};
 use crate::places::Places;
 use crate::plan::{After, Change, Checkpoint, Moved, TransactionId};
-use crate::stage::Stage;
-use crate::sweep::{clear_slots, dead_stages, sweep};
+use crate::retention::finish_pruning;
+use crate::stage::{LOCK_FILE, Stage};
+use crate::sweep::{Sweep, dead_stages, left_slots};
 use crate::tree_path::TreePath;
 
 /// A name whose later edit by another program was left in place.
@@ -75,6 +81,8 @@ pub struct Recovery<'a> {
     /// applied. Then a name that is not what it was made is some other program's, and all that may be missing is what
     /// could not be written back.
     pub is_live: bool,
+    /// Up to how many bytes originals are kept in `images/`.
+    pub image_bytes_max: u64,
 }
 
 impl Recovery<'_> {
@@ -99,9 +107,14 @@ impl Recovery<'_> {
 
         let mut repair = Repair::new(self, &analysis)?;
         repair.all_names()?;
+        let unsettled: Vec<Summary> = (analysis.unsettled())
+            .map(|transaction| Summary::of(transaction, self.image_bytes_max))
+            .collect();
+        let mut keeper = Keeper::of_nothing(self.places);
+        keeper.want(&unsettled)?;
+        repair.write_originals(&keeper)?;
         self.places.root.sync_filesystem().doing("sync the file system of", "the root")?;
 
-        let unsettled: Vec<Summary> = analysis.unsettled().map(Summary::of).collect();
         if !unsettled.is_empty() {
             manifest::write(&*self.places.history, &unsettled)?;
         }
@@ -119,13 +132,7 @@ impl Recovery<'_> {
         };
         log.sync()?;
 
-        let everything = Known::of(analysis.committed.iter());
-        let slots = analysis.slots();
-        let dead = dead_stages(self.places, self.stage.name())?;
-        sweep(self.places, dead, &slots, &everything, &mut repair.applier)?;
-        // Of processes that live, this one included. Its own first, which are told by more than a name.
-        repair.clear_own_slots()?;
-        clear_slots(self.places, &analysis.committed, &[], &mut repair.applier)?;
+        repair.clear_up(&mut keeper)?;
         log.retire(lsn)?;
 
         let mut report = repair.report;
@@ -758,34 +765,60 @@ impl<'a> Repair<'a> {
         slot
     }
 
-    /// Unlinks what this recovery took out of the tree. It was recognised then; it is compared once more, because a
-    /// descriptor opened before may have written to it since.
-    fn clear_own_slots(&mut self) -> Result<(), Error> {
+    /// Writes originals whose only copy is in the log, into slots from where they are kept. Without space they are not:
+    /// what is committed comes first.
+    fn write_originals(&mut self, keeper: &Keeper<'_>) -> Result<(), Error> {
+        let unsettled = self.analysis.unsettled();
+        let contents = to_write(keeper, unsettled, &self.known, |slot, image| self.slot_holds(slot, image))
+            .doing("look for originals in", "stage")?;
+        for bytes in contents {
+            let slot = self.recovery.stage.new_recovery_slot();
+            match self.recovery.stage.write(&slot, bytes, self.recovery.stage.fresh()) {
+                Err(error) if is_no_space(&error) => break,
+                written => drop(written.doing("write an original to", "stage")?),
+            }
+            self.own.push(slot);
+        }
+        Ok(())
+    }
+
+    /// Clears `stage/` up, once everything is settled: what the history wants is kept, the rest unlinked. What this
+    /// recovery took out of the tree was recognised then; it is compared once more, because a descriptor opened before
+    /// may have written to it since.
+    fn clear_up(&mut self, keeper: &mut Keeper<'a>) -> Result<(), Error> {
+        let Recovery { places, stage, .. } = self.recovery;
         let everything = Known::of(self.analysis.committed.iter());
-        let dir = self.recovery.stage.dir();
+        let slots = self.analysis.slots();
+        let watermark = self.analysis.watermark;
+        let settled = self.analysis.committed.iter().filter(|transaction| transaction.lsn <= watermark);
+        let logged: BTreeSet<TransactionId> =
+            self.analysis.committed.iter().map(|transaction| transaction.begin.tx).collect();
+        if has_slots_of_others(places, stage)? {
+            keeper.want_settled(&settled.map(|transaction| transaction.begin.tx).collect())?;
+        }
+        let mut sweep =
+            Sweep { places, slots: &slots, known: &everything, applier: &mut self.applier, keeper };
+        let dir = stage.dir();
         for slot in &self.own {
             let name = slot.os_name();
-            let found = dir.metadata(&name);
             let result = match everything.likeness(&**dir, &name) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(error),
-                Ok(Likeness::Image | Likeness::Torn) => {
-                    found.and_then(|found| match everything.taken_directory(&found) {
-                        Some(change) => {
-                            self.applier.clear_directory(&**dir, &name, &change.path, &change.contents)
-                        }
-                        None => dir.remove_file(&name),
-                    })
-                }
+                Ok(Likeness::Image | Likeness::Torn) => sweep.clear_known(&**dir, &name),
                 Ok(Likeness::Foreign) => {
                     let path = TreePath::new(&name).expect("a slot's name is a plain one");
-                    self.applier.quarantine(&**dir, &name, &path)
+                    sweep.applier.quarantine(&**dir, &name, &path)
                 }
             };
             result.doing("clear", &format!("stage/{}/{}", slot.dir, slot.name))?;
         }
+        sweep.dead(dead_stages(places, stage.name())?)?;
+        sweep.left(left_slots(places, &slots)?)?;
+        keeper.finish()?;
         dir.sync().doing("sync", "stage")?;
-        self.recovery.places.quarantine.sync().doing("sync", "quarantine")
+        places.quarantine.sync().doing("sync", "quarantine")?;
+        finish_pruning(places)?;
+        sweep_orphans(places, &logged)
     }
 }
 
@@ -797,6 +830,21 @@ enum Source {
     Elsewhere(Arc<dyn File>),
     /// In a slot: the inode that the change moves.
     Moving(Slot),
+}
+
+/// Whether processes that are gone have left anything in `stage/`.
+fn has_slots_of_others(places: &Places, stage: &Stage) -> Result<bool, Error> {
+    for entry in places.stage.list().doing("list", "stage")? {
+        if entry.name == stage.name() {
+            continue;
+        }
+        let label = format!("stage/{}", entry.name.to_string_lossy());
+        let dir = places.stage.open_dir(Path::new(&entry.name)).doing("open", &label)?;
+        if dir.list().doing("list", &label)?.iter().any(|file| file.name != LOCK_FILE) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether there is no regular file to open at a name.

@@ -1,112 +1,53 @@
-//! Clears `stage/`: unlinks what is ours and done with, and keeps in quarantine what is not.
+//! Clears `stage/`: what the history keeps goes to `images/`, what else is ours and done with is unlinked, and what is not
+//! ours goes to quarantine.
 //!
 //! Nothing that a record names is unlinked unread: another program may have written to it through a descriptor that it
-//! opened before the replacement. Only directories of processes that are gone are entered, and only after the record
-//! that settles their transactions is durable.
+//! opened before the replacement. Of a process that lives only the slots that records name are cleared, and only after the
+//! record that settles their transactions is durable.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use atomtree_vfs::{Access, Dir, File, Kind, Lock};
 
-use crate::analyze::{Committed, Slots, slots_of};
+use crate::analyze::{Committed, Slots};
 use crate::apply::Applier;
 use crate::error::{Doing, Error};
 use crate::image::Slot;
+use crate::images::{ImageName, keep_original};
+use crate::keeper::Keeper;
 use crate::known::{Known, Likeness};
 use crate::places::Places;
 use crate::plan::Change;
 use crate::stage::{LOCK_FILE, is_from_recovery};
 use crate::tree_path::TreePath;
 
-/// Unlinks the original that a settled change left in its slot, or quarantines what has become of it. Not durable yet.
-fn discard_original(
-    places: &Places,
-    applier: &mut Applier<'_>,
-    dir: &dyn Dir,
-    change: &Change<'_>,
-) -> io::Result<()> {
-    let (Some(image), Some(slot)) = (&change.before, &change.slot) else { return Ok(()) };
-    let name = slot.os_name();
-    match image.is_unchanged_at(&*places.vfs, dir, &name) {
-        Ok(true) if image.kind == Kind::Dir => {
-            applier.clear_directory(dir, &name, &change.path, &change.contents)
-        }
-        Ok(true) => dir.remove_file(&name),
-        Ok(false) => applier.quarantine(dir, &name, &change.path),
-        // A foreign content went to quarantine as soon as it came out.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// Unlinks the originals that settled transactions left in their slots, whichever processes these belong to.
+/// Moves the originals of settled transactions from their slots, whichever processes these belong to, to `images/`, where
+/// their manifest says that they are; what nothing is kept of is unlinked. Everything is compared first.
 ///
 /// # Durability
 /// What it removed and moved is durable when it returns. It may be done again, by another process too.
-pub fn discard_originals<'a, 'b: 'a>(
+pub fn keep_originals<'a, 'b: 'a>(
     places: &Places,
     applier: &mut Applier<'_>,
     transactions: impl IntoIterator<Item = &'a Committed<'b>>,
+    image_bytes_max: u64,
 ) -> Result<(), Error> {
     let mut dirs = SlotDirs::default();
     for transaction in transactions {
         applier.set_lsn(transaction.lsn);
-        for change in &transaction.changes {
+        for (index, change) in transaction.changes.iter().enumerate() {
             let Some(slot) = change.before.as_ref().and(change.slot.as_ref()) else { continue };
             let Some(dir) = dirs.of(places, slot)? else { continue };
-            discard_original(places, applier, &*dir, change)
+            let kept = ImageName::of(transaction.begin.tx, index, change, image_bytes_max);
+            keep_original(places, applier, &*dir, change, kept.as_ref())
                 .doing("clear the original of", &change.path.to_string())?;
         }
     }
     dirs.sync(places)
-}
-
-/// Clears the slots that these settled transactions name, and those of recoveries, in the directories of all processes, the
-/// living included: somebody else may have died, or failed, before he did. What is `known` besides is recognised in the latter. What else the living have staged stays. To be
-/// called by who alone may recover.
-///
-/// # Durability
-/// As for [`discard_originals`].
-pub fn clear_slots<'a, 'b: 'a>(
-    places: &Places,
-    settled: impl IntoIterator<Item = &'a Committed<'b>> + Clone,
-    known: impl IntoIterator<Item = &'a Committed<'b>> + Clone,
-    applier: &mut Applier<'_>,
-) -> Result<(), Error> {
-    let slots = slots_of(settled.clone());
-    let all = || Known::of(settled.clone().into_iter().chain(known.clone()));
-    // Contents are hashed only if something is there to be recognised.
-    let mut images = None;
-    for entry in places.stage.list().doing("list", "stage")? {
-        let Some(dir_name) = entry.name.to_str() else { continue };
-        let label = format!("stage/{dir_name}");
-        let dir = match places.stage.open_dir(Path::new(dir_name)) {
-            // Whoever leaves removes his own.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened.doing("open", &label)?,
-        };
-        let mut is_changed = false;
-        for file in dir.list().doing("list", &label)? {
-            if !is_from_recovery(&file.name)
-                && !slot_of(dir_name, &file.name).is_some_and(|slot| slots.contains_key(&slot))
-            {
-                continue;
-            }
-            let known = images.get_or_insert_with(all);
-            sweep_file(places, &*dir, dir_name, &file.name, &slots, known, applier)
-                .doing("clear", &format!("{label}/{}", file.name.to_string_lossy()))?;
-            is_changed = true;
-        }
-        if is_changed {
-            dir.sync().doing("sync", &label)?;
-            places.quarantine.sync().doing("sync", "quarantine")?;
-        }
-    }
-    Ok(())
 }
 
 /// The slot that a file in `stage/` is, or belongs to: on a file system without exchange the original waits under the
@@ -137,6 +78,7 @@ impl SlotDirs {
         if self.0.is_empty() {
             return Ok(());
         }
+        places.images.sync().doing("sync", "images")?;
         self.0.values().flatten().try_for_each(|dir| dir.sync()).doing("sync", "stage")?;
         places.quarantine.sync().doing("sync", "quarantine")
     }
@@ -163,35 +105,146 @@ pub fn dead_stages(places: &Places, own: &str) -> Result<Vec<DeadStage>, Error> 
     Ok(dead)
 }
 
-/// Clears the directories of processes that are gone, and removes them.
-///
-/// # Durability
-/// What it removed and moved is durable when it returns.
-pub fn sweep(
-    places: &Places,
-    dead: Vec<DeadStage>,
-    slots: &Slots<'_, '_>,
-    known: &Known<'_>,
-    applier: &mut Applier<'_>,
-) -> Result<(), Error> {
-    if dead.is_empty() {
-        return Ok(());
-    }
-    for DeadStage { name, dir, _lock } in dead {
+/// What clearing up goes by.
+pub struct Sweep<'a, 'b> {
+    /// The store and the tree.
+    pub places: &'a Places,
+    /// Every slot that a record names, with the change it belongs to.
+    pub slots: &'a Slots<'a, 'b>,
+    /// The contents that records explain.
+    pub known: &'a Known<'a>,
+    /// Moves to quarantine.
+    pub applier: &'a mut Applier<'b>,
+    /// Moves to `images/`.
+    pub keeper: &'a mut Keeper<'b>,
+}
+
+/// Files in one of the directories in `stage/`.
+pub struct Left {
+    name: String,
+    dir: Arc<dyn Dir>,
+    files: Vec<OsString>,
+}
+
+/// What waits in slots that records name, and in those of recoveries, in the directories of all processes, the living
+/// included: somebody else may have died, or failed, before he had cleared it.
+pub fn left_slots(places: &Places, slots: &Slots<'_, '_>) -> Result<Vec<Left>, Error> {
+    let mut left = Vec::new();
+    for entry in places.stage.list().doing("list", "stage")? {
+        let Some(name) = entry.name.to_str() else { continue };
         let label = format!("stage/{name}");
-        for file in dir.list().doing("list", &label)? {
-            if file.name == LOCK_FILE {
-                continue;
-            }
-            sweep_file(places, &*dir, &name, &file.name, slots, known, applier)
-                .doing("clear", &format!("{label}/{}", file.name.to_string_lossy()))?;
+        let dir = match places.stage.open_dir(Path::new(name)) {
+            // Whoever leaves removes his own.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.doing("open", &label)?,
+        };
+        let is_left = |file: &OsString| {
+            is_from_recovery(file) || slot_of(name, file).is_some_and(|slot| slots.contains_key(&slot))
+        };
+        let files = dir.list().doing("list", &label)?.into_iter().map(|entry| entry.name);
+        let files: Vec<_> = files.filter(is_left).collect();
+        if !files.is_empty() {
+            left.push(Left { name: name.to_owned(), dir, files });
         }
-        dir.sync().doing("sync", &label)?;
-        places.quarantine.sync().doing("sync", "quarantine")?;
-        dir.remove_file(OsStr::new(LOCK_FILE)).doing("remove the lock file of", &label)?;
-        places.stage.remove_dir(OsStr::new(&name)).doing("remove", &label)?;
     }
-    places.stage.sync().doing("sync", "stage")
+    Ok(left)
+}
+
+impl Sweep<'_, '_> {
+    /// Clears what was left in slots; see [`left_slots`]. To be called by who alone may recover.
+    ///
+    /// # Durability
+    /// What it removed and moved is durable when it returns.
+    pub fn left(&mut self, left: Vec<Left>) -> Result<(), Error> {
+        for Left { name, dir, files } in left {
+            for file in files {
+                self.file(&*dir, &name, &file)
+                    .doing("clear", &format!("stage/{name}/{}", file.to_string_lossy()))?;
+            }
+            self.sync(&*dir, &name)?;
+        }
+        Ok(())
+    }
+
+    /// Clears the directories of processes that are gone, and removes them.
+    ///
+    /// # Durability
+    /// What it removed and moved is durable when it returns.
+    pub fn dead(&mut self, dead: Vec<DeadStage>) -> Result<(), Error> {
+        if dead.is_empty() {
+            return Ok(());
+        }
+        for DeadStage { name, dir, _lock } in dead {
+            let label = format!("stage/{name}");
+            for file in dir.list().doing("list", &label)? {
+                if file.name == LOCK_FILE {
+                    continue;
+                }
+                self.file(&*dir, &name, &file.name)
+                    .doing("clear", &format!("{label}/{}", file.name.to_string_lossy()))?;
+            }
+            self.sync(&*dir, &name)?;
+            dir.remove_file(OsStr::new(LOCK_FILE)).doing("remove the lock file of", &label)?;
+            self.places.stage.remove_dir(OsStr::new(&name)).doing("remove", &label)?;
+        }
+        self.places.stage.sync().doing("sync", "stage")
+    }
+
+    fn sync(&self, dir: &dyn Dir, name: &str) -> Result<(), Error> {
+        self.places.images.sync().doing("sync", "images")?;
+        dir.sync().doing("sync", &format!("stage/{name}"))?;
+        self.places.quarantine.sync().doing("sync", "quarantine")
+    }
+
+    fn file(&mut self, dir: &dyn Dir, dir_name: &str, name: &OsStr) -> io::Result<()> {
+        if let Some((transaction, change)) = slot_of(dir_name, name).and_then(|slot| self.slots.get(&slot)) {
+            self.applier.set_lsn(transaction.lsn);
+            if let Some(image) = &change.before
+                && image.kind != Kind::Dir
+                && image.is_unchanged_at(&*self.places.vfs, dir, name)?
+            {
+                return self.clear_known(dir, name);
+            }
+            let found = dir.metadata(name)?;
+            if found.kind == Kind::Dir {
+                // Inode numbers are used again: only its own record explains what a slot holds.
+                return match &change.before {
+                    Some(image) if change.takes_directory() && image.is_directory(&found) => {
+                        self.clear_directory(dir, name, change)
+                    }
+                    _ => self.applier.quarantine(dir, name, &change.path),
+                };
+            }
+            return match self.known.likeness(dir, name)? {
+                Likeness::Image | Likeness::Torn => self.clear_known(dir, name),
+                Likeness::Foreign => self.applier.quarantine(dir, name, &change.path),
+            };
+        }
+        // No record names it. Staged by a commit that was never logged, it was visible to nobody. Taken out of the tree
+        // by a recovery that did not finish, it may be anybody's.
+        let is_dir = dir.metadata(name)?.kind == Kind::Dir;
+        if (!is_from_recovery(name) && !is_dir) || self.known.likeness(dir, name)? != Likeness::Foreign {
+            return self.clear_known(dir, name);
+        }
+        let path = TreePath::new(name).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        self.applier.quarantine(dir, name, &path)
+    }
+
+    /// Keeps what has been recognised, if the history wants it, and unlinks it otherwise.
+    pub fn clear_known(&mut self, dir: &dyn Dir, name: &OsStr) -> io::Result<()> {
+        match self.known.taken_directory(&dir.metadata(name)?) {
+            Some(change) => self.clear_directory(dir, name, change),
+            None if self.keeper.keep(self.applier, dir, name, None)? => Ok(()),
+            None => dir.remove_file(name),
+        }
+    }
+
+    fn clear_directory(&mut self, dir: &dyn Dir, name: &OsStr, change: &Change<'_>) -> io::Result<()> {
+        if self.keeper.keep(self.applier, dir, name, Some(change))? {
+            return Ok(());
+        }
+        self.applier.clear_directory(dir, name, &change.path, &change.contents)
+    }
 }
 
 /// The directory's lock, if its process is gone. A directory without a lock file was being made, or removed, at the
@@ -203,54 +256,4 @@ fn lock_of_dead_process(dir: &dyn Dir) -> io::Result<Option<Arc<dyn File>>> {
         result => result?,
     };
     Ok(file.try_lock(Lock::Exclusive)?.then_some(file))
-}
-
-/// Unlinks what has been recognised.
-fn clear_known(dir: &dyn Dir, name: &OsStr, known: &Known<'_>, applier: &mut Applier<'_>) -> io::Result<()> {
-    match known.taken_directory(&dir.metadata(name)?) {
-        Some(change) => applier.clear_directory(dir, name, &change.path, &change.contents),
-        None => dir.remove_file(name),
-    }
-}
-
-fn sweep_file(
-    places: &Places,
-    dir: &dyn Dir,
-    dir_name: &str,
-    name: &OsStr,
-    slots: &Slots<'_, '_>,
-    known: &Known<'_>,
-    applier: &mut Applier<'_>,
-) -> io::Result<()> {
-    if let Some((transaction, change)) = slot_of(dir_name, name).and_then(|slot| slots.get(&slot)) {
-        applier.set_lsn(transaction.lsn);
-        if let Some(image) = &change.before
-            && image.kind != Kind::Dir
-            && image.is_unchanged_at(&*places.vfs, dir, name)?
-        {
-            return dir.remove_file(name);
-        }
-        let found = dir.metadata(name)?;
-        if found.kind == Kind::Dir {
-            // Inode numbers are used again: only its own record explains what a slot holds.
-            return match &change.before {
-                Some(image) if change.takes_directory() && image.is_directory(&found) => {
-                    applier.clear_directory(dir, name, &change.path, &change.contents)
-                }
-                _ => applier.quarantine(dir, name, &change.path),
-            };
-        }
-        return match known.likeness(dir, name)? {
-            Likeness::Image | Likeness::Torn => clear_known(dir, name, known, applier),
-            Likeness::Foreign => applier.quarantine(dir, name, &change.path),
-        };
-    }
-    // No record names it. Staged by a commit that was never logged, it was visible to nobody. Taken out of the tree by
-    // a recovery that did not finish, it may be anybody's.
-    let is_dir = dir.metadata(name)?.kind == Kind::Dir;
-    if (!is_from_recovery(name) && !is_dir) || known.likeness(dir, name)? != Likeness::Foreign {
-        return clear_known(dir, name, known, applier);
-    }
-    let path = TreePath::new(name).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    applier.quarantine(dir, name, &path)
 }

@@ -138,6 +138,8 @@ pub fn is_operation(verb: Verb) -> bool {
             V::CreateFile
                 | V::CreateDir
                 | V::CreateSymlink
+                | V::SetDirXattr
+                | V::RemoveDirXattr
                 | V::SetDirMode
                 | V::SetDirOwner
                 | V::SetModeOf
@@ -406,10 +408,20 @@ fn collect(dir: &dyn Dir, path: &str, tree: &mut Tree) -> io::Result<()> {
 
 /// What lies in quarantine, by name.
 pub fn quarantine_of(machine: &Sim) -> Tree {
+    part_of(machine, "quarantine")
+}
+
+/// The originals that the history keeps, by name. A write through a descriptor that was opened before the replacement,
+/// after the last comparison, lands here.
+pub fn images_of(machine: &Sim) -> Tree {
+    part_of(machine, "images")
+}
+
+fn part_of(machine: &Sim, part: &str) -> Tree {
     let mut tree = Tree::new();
-    let path = format!("{ROOT}/.atomtree/quarantine");
+    let path = format!("{ROOT}/.atomtree/{part}");
     let dir = machine.open_root(Path::new(&path)).expect("the store stands");
-    collect(&*dir, "", &mut tree).expect("nothing fails while quarantine is looked at");
+    collect(&*dir, "", &mut tree).expect("nothing fails while a part of the store is looked at");
     tree
 }
 

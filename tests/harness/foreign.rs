@@ -14,7 +14,7 @@ use atomtree::vfs::sim::Sim;
 use atomtree::vfs::{Access, File, Vfs};
 use atomtree::{ErrorKind, Store};
 
-use crate::crash::{Crash, ROOT, Watch, differences, machine, open, quarantine_of, tree_of};
+use crate::crash::{Crash, ROOT, Watch, differences, images_of, machine, open, quarantine_of, tree_of};
 use crate::history::{Entry, History, Operation, PATHS, Random, Settings, Tree, generate_operations_on};
 
 /// What the other program does to a file.
@@ -149,9 +149,17 @@ struct Outcome {
     moved_to: BTreeSet<&'static str>,
     operations: u64,
     store: Option<Store>,
+    /// Names where what the other program destroyed was to be moved to, as recoveries said.
+    lost: BTreeSet<String>,
 }
 
 impl Outcome {
+    /// Takes down what a recovery said.
+    fn note_lost(&mut self, store: &Store) {
+        let lost = store.recovery().lost.iter().map(ToString::to_string);
+        self.lost.extend(lost.filter(|path| self.moved_to.contains(path.as_str())));
+    }
+
     /// The names at which what the other program wrote in place may stand.
     fn names(&self, edited: &'static str) -> Vec<&'static str> {
         std::iter::once(edited).chain(self.moved_to.iter().copied()).collect()
@@ -224,6 +232,7 @@ impl Scenario {
             moved_to: BTreeSet::new(),
             operations: 0,
             store: None,
+            lost: BTreeSet::new(),
         };
         // The store exists before anything is edited.
         open(Arc::new(sim.clone()), &self.settings).expect("a new store opens").close().expect("it closes");
@@ -366,6 +375,7 @@ impl Scenario {
                 trace.push("recovery".into());
                 trace.extend(machine.trace());
                 if machine.is_halted() || result.is_ok() {
+                    result.iter().for_each(|store| outcome.note_lost(store));
                     drop(result);
                     cut |= matches!(crash, Crash::Cut(_));
                     machine = crash.of(&machine);
@@ -378,6 +388,7 @@ impl Scenario {
             trace.extend(machine.trace());
             let store = store.map_err(|error| format!("recovery failed: {error}"))?;
             trace.push(format!("{:#?}", store.recovery()));
+            outcome.note_lost(&store);
             let displaced = store.recovery().quarantined.iter();
             kept_in_recovery.extend(
                 displaced
@@ -458,6 +469,7 @@ impl Scenario {
         let is_moved = |path: &&str| is_source_gone || self.is_edit(found.get(*path));
         let moved: Vec<&str> = outcome.moved_to.iter().copied().filter(is_moved).collect();
         moved.iter().for_each(|path| drop(found.remove(*path)));
+        outcome.lost.iter().for_each(|path| drop(found.remove(path)));
         let here = found.remove(self.path);
         let is_parent = |path: &String| Path::new(self.path).starts_with(path);
         // Directories on the way to the edited name may have been made by the other program.
@@ -466,6 +478,7 @@ impl Scenario {
             let mut tree = tree.clone();
             tree.remove(self.path);
             moved.iter().for_each(|path| drop(tree.remove(*path)));
+            outcome.lost.iter().for_each(|path| drop(tree.remove(path)));
             tree.retain(|path, entry| !(is_parent(path) && matches!(entry, Entry::Dir(_))));
             tree
         };
@@ -483,8 +496,11 @@ impl Scenario {
             return Err(format!("{} is neither the edit nor what was committed: {here:?}", self.path));
         }
         let quarantine = quarantine_of(machine);
+        let images = images_of(machine);
+        let late = images.values().filter(|_| self.kind == Kind::OldDescriptor);
         let kept = quarantine
             .values()
+            .chain(late)
             .any(|entry| matches!(entry, Entry::File { content, .. } if **content == self.content));
         if self.kind == Kind::Remove || kept {
             return Ok(());

@@ -18,7 +18,8 @@ use atomtree::vfs::{Dir, Vfs};
 use atomtree::{ErrorKind, RecoveryReport, Store};
 
 use crate::crash::{
-    Crash, ROOT, Watch, check_stage_is_empty, commit_as, differences, machine, open, quarantine_of, tree_of,
+    Crash, ROOT, Watch, check_stage_is_empty, commit_as, differences, images_of, machine, open,
+    quarantine_of, tree_of,
 };
 use crate::foreign::When;
 use crate::history::{
@@ -844,7 +845,11 @@ impl Excuse<'_> {
         let (found, quarantine) = (tree_of(machine), quarantine_of(machine));
         self.check_quarantine(&quarantine, outcome)?;
         let everything = || found.values().chain(quarantine.values());
-        if self.scenario.is_promised() && !everything().any(|entry| self.is_edit(Some(entry))) {
+        // What comes into a directory after its last comparison stays with it.
+        let images = images_of(machine);
+        let is_late = self.scenario.kind == Kind::CreateThroughHandle
+            && images.values().any(|entry| self.is_edit(Some(entry)));
+        if self.scenario.is_promised() && !is_late && !everything().any(|entry| self.is_edit(Some(entry))) {
             return Err(format!("the edit is lost; there is {found:#?}, and in quarantine {quarantine:#?}"));
         }
         if let Some(taken) = self.done.taken.as_ref().filter(|taken| !taken.is_empty())

@@ -10,6 +10,7 @@ pub mod filler;
 pub mod floor;
 pub mod foreign;
 pub mod foreign_dirs;
+pub mod guarded;
 pub mod hand_over;
 pub mod history;
 pub mod interrupted;

@@ -22,6 +22,8 @@ pub enum Act {
     Commit(Vec<Operation>),
     /// A transaction of anything that operations are not made for, and what it makes of the model.
     Transact(fn(&mut Transaction) -> Result<(), Error>, fn(&mut Tree)),
+    /// A call on the store that commits one transaction at most, and what it makes of the model.
+    OnStore(fn(&Store) -> Result<(), Error>, fn(&mut Tree)),
     /// A transaction that is given up.
     Abandon(fn(&mut Transaction) -> Result<(), Error>),
     /// A transaction, submitted and waited for.
@@ -237,6 +239,11 @@ impl<'a> World<'a> {
                 model(&mut next);
                 self.commit(next, |store| store.transact(change).map(drop))
             }
+            Act::OnStore(call, model) => {
+                let mut next = self.allowed[0].clone();
+                model(&mut next);
+                self.commit(next, call)
+            }
             Act::Abandon(change) => Ok(change(&mut self.open_store().begin()?)?),
             Act::Submit(operations) => self.submit(operations),
             Act::Checkpoint => Ok(self.open_store().checkpoint()?),
@@ -369,6 +376,7 @@ impl<'a> World<'a> {
         inspection.stats()?;
         let verification = inspection.verify()?;
         for past in inspection.log(5)? {
+            inspection.contents(&past, 1 << 20)?;
             if inspection.transaction(past.tx)?.is_none() {
                 return Err(Failure::Broken(format!("{past:?} is listed and not found")));
             }

@@ -1,6 +1,7 @@
 //! Small workloads that reach what generated histories don't.
 
 mod rivals;
+mod undoing;
 
 use atomtree::vfs::Identity;
 use atomtree::vfs::faults::Verb;
@@ -79,7 +80,8 @@ impl Workload {
 
 /// All of them.
 pub fn all() -> Vec<Workload> {
-    [files(), contents(), directories(), owners(), logs(), stores(), rivals::all()].concat()
+    [files(), contents(), directories(), owners(), logs(), spares(), stores(), rivals::all(), undoing::all()]
+        .concat()
 }
 
 fn files() -> Vec<Workload> {
@@ -397,6 +399,18 @@ fn other_owners() -> Vec<Workload> {
 }
 
 /// The log: its segments, its end, and what is left of it.
+/// Crashes while the log gets another segment, before it has a header too.
+fn spares() -> Vec<Workload> {
+    let fill = |number: usize| vec![Op::Write("fill", bytes(15_000 + number))];
+    let halted = |commits: usize, at: u64| {
+        let acts = (0..commits).map(|number| Act::Commit(fill(number)));
+        let end = [Act::Halted(fill(commits), at), Act::Crash(Crash::Kill), Act::Commit(fill(9))];
+        let name = format!("a spare after {commits} commits, halted at {at}");
+        of(&name, SETTINGS, &[], acts.chain(end).collect())
+    };
+    (3..6).flat_map(|commits| (10..45).map(move |at| halted(commits, at))).collect()
+}
+
 fn logs() -> Vec<Workload> {
     fn small_log(options: Options) -> Options {
         options.log_bytes_max(3 * (64 << 10))

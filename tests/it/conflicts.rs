@@ -392,6 +392,9 @@ impl Vfs for ClockAhead {
     fn is_alive(&self, process: &ProcessIdentity) -> bool {
         self.0.is_alive(process)
     }
+    fn end_command(&self, command: &atomtree::vfs::Command) -> io::Result<Vec<ProcessIdentity>> {
+        self.0.end_command(command)
+    }
 }
 
 /// Goal: what was read once must still stand when the same transaction reads or edits it again; the later look must

@@ -29,7 +29,9 @@ static SURVEY: LazyLock<Survey> = LazyLock::new(|| {
 #[test]
 fn every_place_that_calls_storage_is_reached() {
     let mentions = mentions();
-    let seen: BTreeSet<Site> = SURVEY.keys().map(|(site, _)| site.clone()).collect();
+    // Guards have a loop of their own, in `guards::explored`; what every open and commit asks of them is in this one too.
+    let sites = SURVEY.keys().map(|(site, _)| site).filter(|site| !site.file.contains("guard"));
+    let seen: BTreeSet<Site> = sites.cloned().collect();
     let (unseen, unlisted) = compare(&mentions, &seen);
     println!(
         "{} places in the sources, {} calls seen there, {} with their phases; {} workloads",
@@ -39,8 +41,10 @@ fn every_place_that_calls_storage_is_reached() {
         SURVEY.workloads().count()
     );
     assert!(mentions.len() > 300, "only {} places", mentions.len());
-    assert!(unseen.is_empty(), "no workload calls storage from {unseen:#?}");
-    assert!(unlisted.is_empty(), "calls of storage that the sources do not show: {unlisted:#?}");
+    assert!(
+        unseen.is_empty() && unlisted.is_empty(),
+        "no workload calls storage from {unseen:#?}; calls of storage that the sources do not show: {unlisted:#?}"
+    );
 }
 
 /// Goal: whatever call of storage fails, what is told is true, every transaction is whole or absent, a failed sync is

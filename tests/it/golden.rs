@@ -195,8 +195,8 @@ fn records_to_text(sim: &Sim) -> String {
         let frame = frame.unwrap();
         let place = format!("{} {} {} synced {}", frame.segment, frame.offset, frame.lsn, frame.synced_lsn);
         let record = decode(frame.lsn, frame.kind, frame.payload).unwrap();
-        // A directory that goes was not there yet when the store was written.
-        let record = format!("{record:?}").replace("contents: [], ", "");
+        // Directories that go, and who it was, were not there yet when the store was written.
+        let record = format!("{record:?}").replace("contents: [], ", "").replace(", who: None", "");
         writeln!(text, "{place}: {record}").unwrap();
     }
     text
@@ -240,6 +240,7 @@ fn plan() -> Plan<'static> {
             time_ns: 1_700_000_000_000_000_000,
             label: Some("why".into()),
             agent: None,
+            who: None,
         },
         changes: vec![
             change("d", None, After::Dir { attributes: attributes() }, None),

@@ -229,7 +229,7 @@ fn a_checkpoint_that_finds_no_space_for_a_header_is_made_later() {
         call.verb == verb && name.is_some_and(|name| name.ends_with(".seg"))
     };
     let (mut put_off, mut hit) = (0, 0);
-    for n in 0..3000_usize {
+    for n in 0..6000_usize {
         let active = Arc::new(Mutex::new(None));
         let last = Arc::clone(&active);
         faults.set_rule(Arc::new(move |call| {
@@ -238,7 +238,7 @@ fn a_checkpoint_that_finds_no_space_for_a_header_is_made_later() {
             }
             is_of_segment(call, Verb::Allocate).then_some(Fault::Error(28))
         }));
-        put(&store, "a", &vec![1; n % 97]).unwrap_or_else(|error| panic!("commit {n}: {error}"));
+        put(&store, "a", &vec![1; n % 89]).unwrap_or_else(|error| panic!("commit {n}: {error}"));
         let active = active.lock().unwrap().clone();
         // Either the record's new segment is refused, or, once it has been taken, that the old one is free.
         let (has_rotated, is_hit) = (AtomicBool::new(false), Arc::new(AtomicBool::new(false)));

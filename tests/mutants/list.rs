@@ -69,6 +69,69 @@ pub const MUTANTS: &[Mutant] = &[
 "#,
         }],
     },
+    // Lose what recovery took out of the tree, and the history needs.
+    Mutant {
+        name: "lose-what-recovery-took-out",
+        suite: Suite::It("undo::every_crash_leaves_a_history_that_leads_back"),
+        edits: &[Edit {
+            file: "recovery/src/sweep.rs",
+            from: "            None if self.keeper.keep(self.applier, dir, name, None)? => Ok(()),
+",
+            to: "",
+        }],
+    },
+    // Leave originals to the log that only the log has.
+    Mutant {
+        name: "leave-originals-in-the-log",
+        suite: Suite::It("undo::every_crash_leaves_a_history_that_leads_back"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from: "        repair.write_originals(&keeper)?;
+",
+            to: "",
+        }],
+    },
+    // Move a directory to where originals are kept before what is not its own is durably elsewhere.
+    Mutant {
+        name: "keep-a-stranger-with-a-directory",
+        suite: Suite::It("foreign_dirs::edits_of_directories_by_other_programs_are_kept"),
+        edits: &[Edit {
+            file: "recovery/src/images.rs",
+            from: "        places.quarantine.sync()?;
+",
+            to: "",
+        }],
+    },
+    // Undo what has moved on since.
+    Mutant {
+        name: "undo-whatever-stands-there",
+        suite: Suite::It("undo::what_has_moved_on_is_a_conflict_unless_it_is_forced"),
+        edits: &[Edit {
+            file: "engine/src/transaction/revert.rs",
+            from: "        self.is_forced || self.lets_own && self.own.contains(path)",
+            to: "        self.is_forced || self.own.len() < 99 || self.lets_own && self.own.contains(path)",
+        }],
+    },
+    // Use an original without a look at it.
+    Mutant {
+        name: "trust-an-original",
+        suite: Suite::It("undo::a_damaged_original_is_not_used"),
+        edits: &[Edit {
+            file: "engine/src/content.rs",
+            from: "            (Some(digest), Some(name)) if digest != found => Err(is_other(name)),",
+            to: "            (Some(_), Some(name)) if self.size > 99 => Err(is_other(name)),",
+        }],
+    },
+    // Let history grow beyond its bound.
+    Mutant {
+        name: "forget-no-history",
+        suite: Suite::It("undo::the_history_keeps_to_each_of_its_bounds"),
+        edits: &[Edit {
+            file: "recovery/src/retention.rs",
+            from: "            if bytes <= retention.bytes_max && left < retention.transactions_max && !is_old {",
+            to: "            if left < retention.transactions_max && !is_old {",
+        }],
+    },
     // Log a reference to a content that only the cache has.
     Mutant {
         name: "skip-the-sync-of-staged-files",
@@ -95,9 +158,9 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
         edits: &[Edit {
             file: "recovery/src/recover.rs",
-            from: r#"        repair.all_names()?;
+            from: r#"        repair.write_originals(&keeper)?;
         self.places.root.sync_filesystem().doing("sync the file system of", "the root")?;"#,
-            to: "        repair.all_names()?;",
+            to: "        repair.write_originals(&keeper)?;",
         }],
     },
     // Rename before the commit point.
@@ -129,17 +192,17 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[
             Edit {
                 file: "engine/src/checkpointer.rs",
-                from: "        self.discard_originals(&transactions)?;
+                from: "        self.keep_originals(&transactions)?;
 ",
                 to: "",
             },
             Edit {
                 file: "engine/src/checkpointer.rs",
                 from: "        drop(lock);
-        if let Some(last)",
+        if !transactions.is_empty() {",
                 to: "        drop(lock);
-        self.discard_originals(&transactions)?;
-        if let Some(last)",
+        self.keep_originals(&transactions)?;
+        if !transactions.is_empty() {",
             },
         ],
     },

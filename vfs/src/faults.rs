@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::sim::errno;
 use crate::sim::handles::{SimDir, SimFile};
 use crate::{
-    Access, Dir, DirFlags, Entry, File, FileSystem, Identity, Lock, Map, Metadata, ProcessIdentity,
+    Access, Command, Dir, DirFlags, Entry, File, FileSystem, Identity, Lock, Map, Metadata, ProcessIdentity,
     Timestamp, Vfs, Xattr,
 };
 
@@ -48,6 +48,7 @@ verbs! {
     Random: Vfs::random,
     Identity: Vfs::identity,
     Process: Vfs::process,
+    EndCommand: Vfs::end_command,
     OpenDir: Dir::open_dir,
     OpenFile: Dir::open_file,
     CreateFile: Dir::create_file,
@@ -58,6 +59,8 @@ verbs! {
     DirMetadata: Dir::own_metadata,
     List: Dir::list,
     DirXattrs: Dir::xattrs,
+    SetDirXattr: Dir::set_dir_xattr,
+    RemoveDirXattr: Dir::remove_dir_xattr,
     SetDirMode: Dir::set_mode,
     SetDirOwner: Dir::set_owner,
     SetModeOf: Dir::set_mode_of,
@@ -241,6 +244,11 @@ impl Vfs for Faults {
     fn is_alive(&self, process: &ProcessIdentity) -> bool {
         self.inner.is_alive(process)
     }
+
+    fn end_command(&self, command: &Command) -> io::Result<Vec<ProcessIdentity>> {
+        self.judge.check(Verb::EndCommand, None, None)?;
+        self.inner.end_command(command)
+    }
 }
 
 struct FaultyDir {
@@ -370,6 +378,8 @@ impl Dir for FaultyDir {
         DirMetadata []: fn own_metadata(&self) -> io::Result<Metadata>;
         List []: fn list(&self) -> io::Result<Vec<Entry>>;
         DirXattrs []: fn xattrs(&self) -> io::Result<Vec<Xattr>>;
+        SetDirXattr [name]: fn set_dir_xattr(&self, name: &OsStr, value: &[u8]) -> io::Result<()>;
+        RemoveDirXattr [name]: fn remove_dir_xattr(&self, name: &OsStr) -> io::Result<()>;
         SetDirMode []: fn set_mode(&self, mode: u32) -> io::Result<()>;
         SetDirOwner []: fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()>;
         SetModeOf [name]: fn set_mode_of(&self, name: &OsStr, mode: u32) -> io::Result<()>;
@@ -480,11 +490,13 @@ mod tests {
 
     /// Every verb once, in an order in which all succeed, with what came of it.
     fn exercise(vfs: &dyn Vfs, dir: &dyn Dir, file: &dyn File, map: &dyn Map) -> Vec<(Verb, io::Result<()>)> {
+        let command = Command { variable: "A=b".into(), leader: None, group: None };
         vec![
             (Verb::OpenRoot, vfs.open_root(Path::new("/")).map(drop)),
             (Verb::Random, vfs.random().map(drop)),
             (Verb::Identity, vfs.identity().map(drop)),
             (Verb::Process, vfs.process().map(drop)),
+            (Verb::EndCommand, vfs.end_command(&command).map(drop)),
             (Verb::OpenDir, dir.open_dir(Path::new("")).map(drop)),
             (Verb::OpenFile, dir.open_file(name("a"), Access::Read).map(drop)),
             (Verb::CreateFile, dir.create_file(name("new"), 0o600).map(drop)),
@@ -495,6 +507,8 @@ mod tests {
             (Verb::DirMetadata, dir.own_metadata().map(drop)),
             (Verb::List, dir.list().map(drop)),
             (Verb::DirXattrs, dir.xattrs().map(drop)),
+            (Verb::SetDirXattr, dir.set_dir_xattr(name("user.new"), b"")),
+            (Verb::RemoveDirXattr, dir.remove_dir_xattr(name("user.old"))),
             (Verb::SetDirMode, dir.set_mode(0o755)),
             (Verb::SetDirOwner, dir.set_owner(1, 1)),
             (Verb::SetModeOf, dir.set_mode_of(name("a"), 0o600)),
@@ -544,6 +558,7 @@ mod tests {
         sim.create_dir("d");
         sim.create_symlink("s", "a");
         sim.set_xattr("a", "user.old", b"");
+        sim.set_xattr("/", "user.old", b"");
         sim
     }
 

@@ -28,7 +28,7 @@ use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[doc(hidden)]
@@ -147,6 +147,17 @@ pub struct ProcessIdentity {
     pub program: String,
 }
 
+/// A command that was started, with all that descends from it, whatever became of its parents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// `NAME=value` in the environment of everything that it started.
+    pub variable: String,
+    /// The process that was started first, where it got so far: leads a process group, if it has one of its own.
+    pub leader: Option<ProcessIdentity>,
+    /// The control group that was made for it, as an absolute path.
+    pub group: Option<PathBuf>,
+}
+
 /// What is known about the file system under a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
@@ -211,6 +222,12 @@ pub trait Vfs: Send + Sync + 'static {
 
     /// Whether the process is still running, stopped included: same pid, same start time, same boot.
     fn is_alive(&self, process: &ProcessIdentity) -> bool;
+
+    /// Kills what still runs of a command, and waits a while until it is gone. Returns what could not be ended.
+    ///
+    /// # Errors
+    /// That running processes can't be looked at.
+    fn end_command(&self, command: &Command) -> io::Result<Vec<ProcessIdentity>>;
 }
 
 /// An open directory.
@@ -255,6 +272,12 @@ pub trait Dir: Any + Send + Sync {
 
     /// Extended attributes of this directory that the process can read, sorted by name.
     fn xattrs(&self) -> io::Result<Vec<Xattr>>;
+
+    /// Sets one extended attribute of this directory.
+    fn set_dir_xattr(&self, name: &OsStr, value: &[u8]) -> io::Result<()>;
+
+    /// Removes one extended attribute of this directory. `ENODATA` if it is not set.
+    fn remove_dir_xattr(&self, name: &OsStr) -> io::Result<()>;
 
     /// Sets this directory's permission bits.
     fn set_mode(&self, mode: u32) -> io::Result<()>;

@@ -1,10 +1,11 @@
 //! The storage, clock and randomness of the Linux machine this runs on.
 //!
 //! One module for each part: `dir` and `file` hold the verbs, `xattr` reads extended attributes, `file_system`
-//! says what may be expected of a mount, and `process` tells processes apart. Everything is
+//! says what may be expected of a mount, `process` tells processes apart, and `command` ends those of a command. Everything is
 //! reached from an open descriptor; only a root is opened by path. Nothing here retries a failed sync, keeps a
 //! cache of what another process can change, or sets process-wide state.
 
+pub mod command;
 mod dir;
 mod file;
 mod file_system;
@@ -23,7 +24,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::rand::GetRandomFlags;
 use rustix::time::{ClockId, Timespec};
 
-use crate::{Dir, Identity, Kind, Metadata, ProcessIdentity, Timestamp, Vfs, fork};
+use crate::{Command, Dir, Identity, Kind, Metadata, ProcessIdentity, Timestamp, Vfs, fork};
 
 const NS_PER_SECOND: i64 = 1_000_000_000;
 
@@ -77,6 +78,10 @@ impl Vfs for Os {
 
     fn is_alive(&self, process: &ProcessIdentity) -> bool {
         process::is_alive(process)
+    }
+
+    fn end_command(&self, command: &Command) -> io::Result<Vec<ProcessIdentity>> {
+        command::end(command, &[])
     }
 }
 

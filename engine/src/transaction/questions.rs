@@ -120,7 +120,7 @@ impl Transaction {
 
     /// The digest of the file that stands on disk, there or where it is moved from. It is read once, so that the check
     /// compares the same.
-    fn digest_original(&mut self, spot: &Spot) -> Result<Digest, Error> {
+    pub(super) fn digest_original(&mut self, spot: &Spot) -> Result<Digest, Error> {
         let source = self.view.source_mut(spot).and_then(|name| name.original.as_ref());
         if let Some(digest) = source.and_then(|seen| seen.content.digest()) {
             return Ok(digest);

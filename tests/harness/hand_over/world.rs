@@ -60,6 +60,10 @@ struct Shared {
     state: Mutex<State>,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what has happened so far is many questions with two answers each"
+)]
 struct State {
     model: Model,
     random: Random,
@@ -423,7 +427,15 @@ impl Shared {
                 }
             }
             Err(error) if state.has_sync_failed && is_of_a_failed_sync(&error) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::Poisoned && self.may_be_cut_short(&state) => Ok(()),
+            // Without exchange a file that is being put in place has two names for a moment.
+            Err(error)
+                if is_commit_held
+                    && !self.settings.can_exchange
+                    && kind == Kind::Commit
+                    && error.kind() == ErrorKind::Unsupported =>
+            {
+                Ok(())
+            }
             // What somebody left half done is seen before it is finished.
             Err(_) if (is_unfinished || has_finished) && kind == Kind::Commit => Ok(()),
             Err(error) => Err(format!("{} failed: {error}", what())),
@@ -464,24 +476,25 @@ impl Shared {
 
     /// Does something that nobody is in the way of, however often that takes.
     fn act(self: &Arc<Self>, process: usize, kind: Kind) -> Result<(), String> {
-        self.act_with(process, kind, self.operations_for(kind))
+        let operations = self.operations_for(kind);
+        self.act_with(process, kind, &operations)
     }
 
     fn act_with(
         self: &Arc<Self>,
         process: usize,
         kind: Kind,
-        operations: Vec<Operation>,
+        operations: &[Operation],
     ) -> Result<(), String> {
         if !self.state().is_watching || self.state().step.is_empty() {
-            self.state().step.clone_from(&operations);
+            self.state().step = operations.to_vec();
         }
         if kind == Kind::Open {
             self.start(process);
         }
         for _ in 0..ATTEMPTS {
             let (changes, finished) = (self.state().changes, self.count_take_overs(process));
-            let result = self.once(process, kind, &operations);
+            let result = self.once(process, kind, operations);
             if let Some(reason) = self.state().failure.take() {
                 return Err(reason);
             }
@@ -497,10 +510,7 @@ impl Shared {
             };
             // What a recovery has put in place anew is another file.
             let has_changed = has_changed || self.count_take_overs(process) > finished;
-            let may_be_cut_short = self.may_be_cut_short(&self.state());
-            if has_sync_failed && is_of_a_failed_sync(&error)
-                || may_be_cut_short && error.kind() == ErrorKind::Poisoned
-            {
+            if has_sync_failed && is_of_a_failed_sync(&error) {
                 let has_ended = matches!(kind, Kind::Open | Kind::Close);
                 if !has_ended && !self.is_poisoned(process, &error)? {
                     continue;
@@ -525,10 +535,7 @@ impl Shared {
                         return Ok(());
                     }
                     Ok(()) => {}
-                    Err(error)
-                        if has_sync_failed && is_of_a_failed_sync(&error)
-                            || may_be_cut_short && error.kind() == ErrorKind::Poisoned =>
-                    {
+                    Err(error) if has_sync_failed && is_of_a_failed_sync(&error) => {
                         return self.recover_poisoned(process, &error.to_string());
                     }
                     Err(error) => {
@@ -536,7 +543,7 @@ impl Shared {
                     }
                 }
             }
-            if self.state().model.possible().iter().any(|tree| after(tree, &operations).is_none()) {
+            if self.state().model.possible().iter().any(|tree| after(tree, operations).is_none()) {
                 return Ok(());
             }
         }
@@ -678,12 +685,6 @@ impl Shared {
         state.changes += u64::from(*report != RecoveryReport::default());
     }
 
-    /// Whether somebody may have died in a recovery that takes names out of the tree for a moment: then the next who opens
-    /// the store has to finish it.
-    fn may_be_cut_short(&self, state: &State) -> bool {
-        !self.settings.can_exchange && state.deaths > 0
-    }
-
     fn count_take_overs(&self, process: usize) -> usize {
         self.store(process).map_or(0, |store| store.take_overs().len())
     }
@@ -788,15 +789,14 @@ impl Shared {
     /// A last commit and checkpoint leave nothing of the dead; perhaps all close then.
     fn end(self: &Arc<Self>) -> Result<(), String> {
         self.state().plan.clear();
-        let last = match self.open_ones().first() {
-            Some(&open) => open,
-            None => {
-                self.act(0, Kind::Open)?;
-                0
-            }
+        let last = if let Some(&open) = self.open_ones().first() {
+            open
+        } else {
+            self.act(0, Kind::Open)?;
+            0
         };
         // What changes something, so that there is something to settle.
-        self.act_with(last, Kind::Commit, vec![Operation::Write("last", b"committed".to_vec())])?;
+        self.act_with(last, Kind::Commit, &[Operation::Write("last", b"committed".to_vec())])?;
         if self.store(last).is_none() {
             return Ok(());
         }

@@ -67,11 +67,14 @@ fn figures_and_states_are_frozen() {
 
     // Whether there is a warning depends on the file system, and its shape does not.
     let status = json(&tree, &["status"]);
-    let state = masked(&status.out, &["checkpoint_lsn", "log_bytes", "file_system", "checkpoint_time"]);
+    let state = masked(
+        &status.out,
+        &["checkpoint_lsn", "log_bytes", "file_system", "image_bytes", "checkpoint_time"],
+    );
     let state = state.split(",\"warnings\":[").next().unwrap().trim_end_matches('}');
     assert_eq!(
         state,
-        r#"{"ok":true,"clean":true,"last_tx":2,"unsettled":0,"checkpoint_lsn":#,"log_segments":2,"log_segments_free":1,"log_bytes":#,"quarantined":0,"file_system":#,"image_bytes":0,"checkpoint_time":#"#
+        r#"{"ok":true,"clean":true,"last_tx":2,"unsettled":0,"checkpoint_lsn":#,"log_segments":2,"log_segments_free":1,"log_bytes":#,"quarantined":0,"file_system":#,"image_bytes":#,"checkpoint_time":#"#
     );
     let found: serde_json::Value = serde_json::from_str(&status.out).unwrap();
     let warnings = found.get("warnings").map(|warnings| warnings.as_array().expect("a list"));
@@ -83,12 +86,12 @@ fn figures_and_states_are_frozen() {
         &[],
         r#"{"ok":true,"closed":true,"torn":false,"settled":2,"unsettled":0,"quarantined":0,"slots":0,"problems":[]}"#,
     );
-    let old = r#""tx":1,"lsn":#,"time":#,"label":"why","agent":"me","settled":true,"files":3"#;
-    let new = r#""tx":2,"lsn":#,"time":#,"settled":true,"files":2"#;
+    let old = r#""tx":1,"lsn":#,"time":#,"label":"why","agent":"me","uid":#,"pid":#,"program":"atomtree","settled":true,"files":3"#;
+    let new = r#""tx":2,"lsn":#,"time":#,"uid":#,"pid":#,"program":"atomtree","settled":true,"files":2"#;
     assert_shape(
         &json(&tree, &["log"]),
         0,
-        &["lsn", "time"],
+        &["lsn", "time", "uid", "pid"],
         &format!(r#"{{"ok":true,"transactions":[{{{new}}},{{{old}}}]}}"#),
     );
     let file =
@@ -97,7 +100,7 @@ fn figures_and_states_are_frozen() {
     assert_shape(
         &json(&tree, &["show", "2"]),
         0,
-        &["lsn", "time", "blake3"],
+        &["lsn", "time", "uid", "pid", "blake3"],
         &format!(
             r#"{{"ok":true,{new},"changes":[{{"path":"config.json","before":{before},"after":{after}}},{{"path":"dir/a.sql","before":{}}}]}}"#,
             file("0600", 9)
@@ -107,7 +110,7 @@ fn figures_and_states_are_frozen() {
     assert_shape(
         &json(&tree, &["show", "1"]),
         0,
-        &["lsn", "time", "blake3"],
+        &["lsn", "time", "uid", "pid", "blake3"],
         &format!(
             r#"{{"ok":true,{old},"changes":[{{"path":"dir","after":{{"kind":"directory","mode":"{directory}"}}}},{{"path":"config.json","after":{before}}},{{"path":"dir/a.sql","after":{}}}]}}"#,
             file("0600", 9)
@@ -131,14 +134,69 @@ fn what_moves_leads_and_goes_is_shown() {
     assert_shape(
         &json(&tree, &["show", "2"]),
         0,
-        &["lsn", "time", "blake3"],
+        &["lsn", "time", "uid", "pid", "blake3"],
         &format!(
-            r#"{{"ok":true,"tx":2,"lsn":#,"time":#,"settled":true,"files":6,"changes":[{{"path":"e","from":"d","after":{directory}}},{{"path":"l","before":{link},"after":{link}}},{{"path":"gone","before":{directory}}},{{"path":"e/a","before":{},"after":{}}},{{"path":"d","before":{directory}}},{{"path":"gone/b","before":{}}}]}}"#,
+            r#"{{"ok":true,"tx":2,"lsn":#,"time":#,"uid":#,"pid":#,"program":"atomtree","settled":true,"files":6,"changes":[{{"path":"e","from":"d","after":{directory}}},{{"path":"l","before":{link},"after":{link}}},{{"path":"gone","before":{directory}}},{{"path":"e/a","before":{},"after":{}}},{{"path":"d","before":{directory}}},{{"path":"gone/b","before":{}}}]}}"#,
             file("0600"),
             file("0640"),
             r#"{"kind":"file","mode":"0600","size":1}"#,
         ),
     );
+}
+
+#[test]
+fn what_goes_back_answers_as_frozen() {
+    let tree = Tree::new();
+    let none = json(&tree, &["undo", "1"]);
+    assert!(
+        none.status == 1 && none.out.contains(r#""error":"not_found","message":"there is no store in "#),
+        "{none:?}"
+    );
+    tree.applied(TWO);
+    tree.applied(THIRD);
+    let done = |tx: u64, files: u64| format!(r#"{{"ok":true,"tx":{tx},"files":{files},"ms":#}}"#);
+    assert_shape(&json(&tree, &["undo", "2"]), 0, &["ms"], &done(3, 2));
+    assert_eq!(tree.read("config.json"), "{}");
+    assert_shape(&json(&tree, &["redo", "2", "--label", "after all"]), 0, &["ms"], &done(4, 2));
+    let moved_on = r#"{"ok":false,"error":"conflict","path":"config.json","paths":["config.json","dir/a.sql"],"message":"transaction 1 can't be undone, because these have moved on since: config.json, dir/a.sql; undo what changed them first, or force it"}"#;
+    assert_shape(&json(&tree, &["undo", "1"]), 1, &[], moved_on);
+    assert_shape(&json(&tree, &["restore", "--to", "1", "config.json"]), 0, &["ms"], &done(5, 1));
+    assert_eq!(tree.run(&["cat", "0:config.json"]).status, 1);
+    assert_eq!(tree.run(&["cat", "1:config.json"]).out, "{}");
+    assert_shape(
+        &json(&tree, &["cat", "1:dir"]),
+        1,
+        &[],
+        r#"{"ok":false,"error":"is_a_directory","path":"dir","message":"dir: it was a directory"}"#,
+    );
+    let scrubbed = r#"{"ok":true,"transactions":5,"images":#,"bytes":#,"left":["tree","log","storage"]}"#;
+    assert_shape(&json(&tree, &["scrub", "config.json"]), 0, &["images", "bytes"], scrubbed);
+    let pruned = r#"{"ok":true,"transactions":4,"bytes":#}"#;
+    assert_shape(&json(&tree, &["prune", "--keep", "1"]), 0, &["bytes"], pruned);
+    assert_shape(
+        &json(&tree, &["prune", "--keep-days", "1"]),
+        0,
+        &[],
+        r#"{"ok":true,"transactions":0,"bytes":0}"#,
+    );
+    assert_shape(&json(&tree, &["prune", "--quarantine"]), 0, &[], r#"{"ok":true,"files":0}"#);
+    let gone = r#"{"ok":false,"error":"not_found","message":"the history keeps transaction 1 no longer; a larger history_bytes_max or history_age_max keeps more"}"#;
+    assert_shape(&json(&tree, &["undo", "1"]), 1, &[], gone);
+    assert_eq!(json(&tree, &["restore", "--to", "yesterday"]).status, 2);
+}
+
+/// Goal: people see what changed in a text, and sizes of the rest. Method: a text and something else, changed together.
+#[test]
+fn show_prints_what_changed_in_a_text() {
+    let tree = Tree::new();
+    tree.applied(r#"{"ops":[{"op":"write","path":"a","text":"one\ntwo\nthree\n"},{"op":"write","path":"b","base64":"AAEC"}]}"#);
+    tree.applied(r#"{"ops":[{"op":"write","path":"a","text":"one\n2\nthree\n"},{"op":"write","path":"b","base64":"AAE="}]}"#);
+    let shown = tree.run(&["show", "2"]).out;
+    let diff = "--- a before\n+++ a after\n@@ -1,3 +1,3 @@\n one\n-two\n+2\n three\n";
+    assert!(shown.ends_with(diff), "{shown}");
+    assert!(!shown.contains("b after"), "{shown}");
+    tree.applied(r#"{"ops":[{"op":"remove","path":"a"}]}"#);
+    assert!(tree.run(&["show", "2"]).out.ends_with(diff), "what it left is kept by the next one");
 }
 
 #[test]
@@ -389,9 +447,18 @@ fn no_command_is_without_a_frozen_shape() {
     let frozen = [
         "apply",
         "batch",
+        // In `run.rs`, beside what it does.
+        "run",
         "status",
         "log",
         "show",
+        "undo",
+        "redo",
+        "restore",
+        // Prints what it is asked for.
+        "cat",
+        "prune",
+        "scrub",
         "verify",
         "stats",
         "recover",

@@ -171,13 +171,19 @@ fn commands_that_write_take_the_options_of_the_store() {
         "--image-bytes-max",
         "--ballast-bytes",
         "--settle-after-ms",
+        "--history-bytes-max",
+        "--history-age-max-days",
         "--history-transactions-max",
         "--adopt",
         "--allow-remote",
+        "--exclusive",
+        "--wait",
     ];
     for command in commands().iter().filter(|command| *command != "help") {
         let help = tree.run(&[command, "--help"]).out;
-        let writes = ["apply", "batch", "recover", "checkpoint"].contains(&command.as_str());
+        let goes_back = ["undo", "redo", "restore", "cat", "prune", "scrub"].contains(&command.as_str());
+        let writes =
+            goes_back || ["apply", "batch", "run", "recover", "checkpoint"].contains(&command.as_str());
         for flag in flags {
             assert_eq!(help.contains(flag), writes, "{command} {flag}");
         }

@@ -49,6 +49,9 @@ impl Vfs for Clock {
     fn is_alive(&self, process: &ProcessIdentity) -> bool {
         Os.is_alive(process)
     }
+    fn end_command(&self, command: &atomtree::vfs::Command) -> io::Result<Vec<ProcessIdentity>> {
+        Os.end_command(command)
+    }
 }
 
 fn options(clock: &Clock) -> Options {

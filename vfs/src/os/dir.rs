@@ -11,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, IFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, IFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, XattrFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::file::OsFile;
@@ -202,6 +202,23 @@ impl Dir for OsDir {
             |buffer| rustix::fs::listxattr(&*path, buffer),
             |name, buffer| rustix::fs::getxattr(&*path, name, buffer),
         )
+    }
+
+    fn set_dir_xattr(&self, name: &OsStr, value: &[u8]) -> io::Result<()> {
+        let flags = XattrFlags::empty();
+        if self.readable {
+            return Ok(retry_on_intr(|| rustix::fs::fsetxattr(self.fd(), name, value, flags))?);
+        }
+        let path = descriptor_path(self.fd());
+        Ok(retry_on_intr(|| rustix::fs::setxattr(&*path, name, value, flags))?)
+    }
+
+    fn remove_dir_xattr(&self, name: &OsStr) -> io::Result<()> {
+        if self.readable {
+            return Ok(retry_on_intr(|| rustix::fs::fremovexattr(self.fd(), name))?);
+        }
+        let path = descriptor_path(self.fd());
+        Ok(retry_on_intr(|| rustix::fs::removexattr(&*path, name))?)
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {

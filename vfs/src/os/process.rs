@@ -46,7 +46,7 @@ fn parse_umask(status: &[u8]) -> Option<u32> {
     u32::from_str_radix(str::from_utf8(digits).ok()?.trim(), 8).ok()
 }
 
-fn boot_id() -> io::Result<String> {
+pub(super) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
@@ -64,16 +64,19 @@ fn unreadable() -> io::Error {
 
 /// The part of `/proc/PID/stat` that matters here.
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    program: String,
+pub(super) struct Stat {
+    pub(super) program: String,
     state: char,
+    pub(super) parent: u32,
+    pub(super) group: u32,
+    pub(super) session: u32,
     threads: u64,
     /// Clock ticks since boot.
-    started: u64,
+    pub(super) started: u64,
 }
 
 impl Stat {
-    fn read(pid: u32) -> io::Result<Self> {
+    pub(super) fn read(pid: u32) -> io::Result<Self> {
         Self::parse(&fs::read(format!("/proc/{pid}/stat"))?).ok_or_else(unreadable)
     }
 
@@ -88,12 +91,15 @@ impl Stat {
         Some(Self {
             program,
             state: field(3)?.chars().next()?,
+            parent: field(4)?.parse().ok()?,
+            group: field(5)?.parse().ok()?,
+            session: field(6)?.parse().ok()?,
             threads: field(20)?.parse().ok()?,
             started: field(22)?.parse().ok()?,
         })
     }
 
-    fn is_running(&self) -> bool {
+    pub(super) fn is_running(&self) -> bool {
         match self.state {
             'X' | 'x' => false,
             // A zombie has given up its locks. But the state is the main thread's, and others may outlive it.
@@ -170,7 +176,15 @@ mod tests {
     fn stat_is_parsed_after_the_last_parenthesis() {
         let tail = "S 1 2 3 0 -1 4 5 6 7 8 9 10 11 12 20 0 3 0 4711 1 2";
         let parsed = Stat::parse(format!("12 (a) R 1 (b) {tail}").as_bytes()).unwrap();
-        let expected = Stat { program: "a) R 1 (b".into(), state: 'S', threads: 3, started: 4711 };
+        let expected = Stat {
+            program: "a) R 1 (b".into(),
+            state: 'S',
+            parent: 1,
+            group: 2,
+            session: 3,
+            threads: 3,
+            started: 4711,
+        };
         assert_eq!(parsed, expected);
         for broken in ["", "12", "12 (a", "12 )a(", "12 (a) S 1 2", "12 (a)"] {
             assert_eq!(Stat::parse(broken.as_bytes()), None, "{broken:?}");
@@ -179,7 +193,10 @@ mod tests {
 
     #[test]
     fn a_main_thread_that_ended_leaves_the_process_alive() {
-        let stat = |state, threads| Stat { program: String::new(), state, threads, started: 0 };
+        let stat = |state, threads| {
+            let program = String::new();
+            Stat { program, state, parent: 1, group: 1, session: 1, threads, started: 0 }
+        };
         assert!(stat('Z', 2).is_running());
         assert!(!stat('Z', 1).is_running());
         assert!(!stat('X', 1).is_running());

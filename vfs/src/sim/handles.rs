@@ -137,6 +137,15 @@ fn set_owner(inode: &mut Inode, uid: u32, gid: u32) {
     }
 }
 
+fn set_xattr(inode: &mut Inode, name: &OsStr, value: &[u8]) {
+    Arc::make_mut(&mut inode.cached.xattrs).insert(name.to_owned(), value.to_owned());
+}
+
+fn remove_xattr(inode: &mut Inode, name: &OsStr) -> io::Result<()> {
+    let removed = Arc::make_mut(&mut inode.cached.xattrs).remove(name);
+    removed.map(drop).ok_or_else(|| error(errno::ENODATA))
+}
+
 fn xattrs(inode: &Inode) -> Vec<Xattr> {
     (inode.cached.xattrs.iter())
         .map(|(name, value)| Xattr { name: name.clone(), value: value.clone() })
@@ -299,6 +308,17 @@ impl Dir for SimDir {
 
     fn xattrs(&self) -> io::Result<Vec<Xattr>> {
         self.0.reading(|_, inode| xattrs(inode))
+    }
+
+    fn set_dir_xattr(&self, name: &OsStr, value: &[u8]) -> io::Result<()> {
+        self.0.changing("set xattr of", |inode| {
+            set_xattr(inode, name, value);
+            Ok(())
+        })
+    }
+
+    fn remove_dir_xattr(&self, name: &OsStr) -> io::Result<()> {
+        self.0.changing("remove xattr of", |inode| remove_xattr(inode, name))
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
@@ -511,16 +531,13 @@ impl File for SimFile {
 
     fn set_xattr(&self, name: &OsStr, value: &[u8]) -> io::Result<()> {
         self.handle.changing("set xattr of", |inode| {
-            Arc::make_mut(&mut inode.cached.xattrs).insert(name.to_owned(), value.to_owned());
+            set_xattr(inode, name, value);
             Ok(())
         })
     }
 
     fn remove_xattr(&self, name: &OsStr) -> io::Result<()> {
-        self.handle.changing("remove xattr of", |inode| {
-            let removed = Arc::make_mut(&mut inode.cached.xattrs).remove(name);
-            removed.map(drop).ok_or_else(|| error(errno::ENODATA))
-        })
+        self.handle.changing("remove xattr of", |inode| remove_xattr(inode, name))
     }
 
     fn copy_from(&self, source: &dyn File) -> io::Result<u64> {

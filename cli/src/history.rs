@@ -1,0 +1,180 @@
+//! Going back, and forgetting: `undo`, `redo`, `restore`, `cat`, `prune`, `scrub`.
+//!
+//! What changes the tree answers like any other transaction.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use atomtree::{ErrorKind, Keep, Moment, Receipt, Store, TransactionId, UndoOptions};
+use serde::Serialize;
+
+use crate::answer::{Done, Failure, json, print};
+use crate::apply::tell;
+use crate::arguments::{Common, GoingBack, TxAndPath, Which};
+use crate::progress::Progress;
+use crate::store_flags::StoreFlags;
+use crate::text::{counted, printable, size};
+
+/// Opens the store; there is nothing to go back to where there is none.
+fn open(common: &Common, flags: &StoreFlags) -> Result<Store, Failure> {
+    if !common.has_store() {
+        common.check_root()?;
+        let message = format!("there is no store in {}, and so no history", common.root.display());
+        return Err(Failure::new(ErrorKind::NotFound, message));
+    }
+    Ok(flags.set_on(common.options()).open(&common.root)?)
+}
+
+impl GoingBack {
+    fn options(&self) -> UndoOptions {
+        let options = UndoOptions::new().force(self.force);
+        let options = self.label.iter().fold(options, UndoOptions::label);
+        self.agent.iter().fold(options, UndoOptions::agent)
+    }
+}
+
+/// Carries out a transaction that goes back, and says what came of it.
+fn go(
+    common: &Common,
+    flags: &StoreFlags,
+    go: impl FnOnce(&Store) -> Result<Receipt, atomtree::Error>,
+) -> Result<u8, Failure> {
+    let progress = Progress::of("going back");
+    let store = open(common, flags)?;
+    let started = Instant::now();
+    let receipt = go(&store)?;
+    let done = Done::new(None, &receipt, started.elapsed());
+    store.close()?;
+    drop(progress);
+    if common.json {
+        return print(&json(&done)).map(|()| 0);
+    }
+    tell(&Ok(done))
+}
+
+fn ids(which: &Which) -> impl Iterator<Item = TransactionId> {
+    which.transactions.iter().copied().map(TransactionId)
+}
+
+/// Runs `atomtree undo`.
+pub(crate) fn undo(common: &Common, flags: &StoreFlags, which: &Which) -> Result<u8, Failure> {
+    go(common, flags, |store| store.undo_all(ids(which), &which.how.options()))
+}
+
+/// Runs `atomtree redo`.
+pub(crate) fn redo(common: &Common, flags: &StoreFlags, which: &Which) -> Result<u8, Failure> {
+    go(common, flags, |store| store.redo_all(ids(which), &which.how.options()))
+}
+
+/// Runs `atomtree restore`.
+pub(crate) fn restore(
+    common: &Common,
+    flags: &StoreFlags,
+    to: Moment,
+    paths: &[PathBuf],
+    how: &GoingBack,
+) -> Result<u8, Failure> {
+    go(common, flags, |store| store.restore(to, paths, &how.options()))
+}
+
+/// Runs `atomtree cat`: the content alone, whatever it is.
+pub(crate) fn cat(common: &Common, flags: &StoreFlags, what: &TxAndPath) -> Result<u8, Failure> {
+    let store = open(common, flags)?;
+    let bytes = store.cat(TransactionId(what.0), &what.1)?;
+    store.close()?;
+    let mut out = io::stdout().lock();
+    match out.write_all(&bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::of_io("write to standard output", &error))
+        }
+        _ => Ok(0),
+    }
+}
+
+/// Runs `atomtree prune`.
+pub(crate) fn prune(
+    common: &Common,
+    flags: &StoreFlags,
+    transactions: Option<u64>,
+    age: Option<Duration>,
+    bytes: Option<u64>,
+) -> Result<u8, Failure> {
+    #[derive(Serialize)]
+    struct Pruned {
+        ok: bool,
+        transactions: u64,
+        bytes: u64,
+    }
+    let progress = Progress::of("forgetting history");
+    let store = open(common, flags)?;
+    let keep = transactions.into_iter().fold(Keep::new(), Keep::transactions_max);
+    let keep = age.into_iter().fold(keep, Keep::age_max);
+    let keep = bytes.into_iter().fold(keep, Keep::bytes_max);
+    let pruned = store.prune(&keep)?;
+    store.close()?;
+    drop(progress);
+    let (transactions, bytes) = (pruned.transactions, pruned.bytes);
+    if common.json {
+        print(&json(&Pruned { ok: true, transactions, bytes }))?;
+    } else if transactions == 0 {
+        print("nothing to forget")?;
+    } else {
+        print(&format!("{} forgotten, {} freed", counted(transactions, "transaction"), size(bytes)))?;
+    }
+    Ok(0)
+}
+
+/// Runs `atomtree prune --quarantine`.
+pub(crate) fn empty_quarantine(common: &Common, flags: &StoreFlags) -> Result<u8, Failure> {
+    #[derive(Serialize)]
+    struct Emptied {
+        ok: bool,
+        files: u64,
+    }
+    let store = open(common, flags)?;
+    let files = store.empty_quarantine()?;
+    store.close()?;
+    if common.json {
+        print(&json(&Emptied { ok: true, files }))?;
+    } else {
+        print(&format!("{} removed from quarantine", counted(files, "file")))?;
+    }
+    Ok(0)
+}
+
+/// Runs `atomtree scrub`.
+pub(crate) fn scrub(common: &Common, flags: &StoreFlags, path: &Path) -> Result<u8, Failure> {
+    #[derive(Serialize)]
+    struct Scrubbed {
+        ok: bool,
+        transactions: u64,
+        images: u64,
+        bytes: u64,
+        /// Where copies may be left.
+        left: Vec<&'static str>,
+    }
+    let progress = Progress::of("scrubbing the history");
+    let store = open(common, flags)?;
+    let scrubbed = store.scrub(path)?;
+    store.close()?;
+    drop(progress);
+    let is_standing = std::fs::symlink_metadata(common.root.join(path)).is_ok();
+    let left = [("tree", is_standing), ("log", true), ("storage", true)];
+    let left = left.into_iter().filter(|(_, is_left)| *is_left).map(|(place, _)| place).collect();
+    let (transactions, images, bytes) = (scrubbed.transactions, scrubbed.images, scrubbed.bytes);
+    if common.json {
+        print(&json(&Scrubbed { ok: true, transactions, images, bytes, left }))?;
+        return Ok(0);
+    }
+    let (concerned, originals) = (counted(transactions, "transaction"), counted(images, "original"));
+    let mut lines =
+        vec![format!("{concerned} concerned; {originals}, {}, overwritten and removed", size(bytes))];
+    if is_standing {
+        lines.push(format!("{}: what stands in the tree stays", printable(&path.to_string_lossy())));
+    }
+    lines.push("the log's segments hold what went through them until they are used again".into());
+    lines.push("quarantine, other names of the same content, backups, and storage that does not write in place (btrfs, flash) may hold copies".into());
+    print(&lines.join("\n"))?;
+    Ok(0)
+}
