@@ -126,9 +126,10 @@ fn fork_and_die(root: &Path) {
             say(&format!("forked {}", child.unwrap()));
             std::thread::sleep(Duration::from_millis(3));
         }
-        let program = Command::new("sleep").arg(LIFE.as_secs().to_string()).spawn().unwrap();
+        let mut program = Command::new("sleep").arg(LIFE.as_secs().to_string()).spawn().unwrap();
         say(&format!("forked {}", program.id()));
         say("ready");
+        let _ = program.wait();
     });
 }
 

@@ -31,7 +31,7 @@ fn commit_versions(root: &Path) {
     let wanted = ready();
     while wanted.load(Ordering::Relaxed) {
         standing += 1;
-        let (_, receipt, _) = insist(&store, |tx: &mut Transaction| {
+        let ((), receipt, _) = insist(&store, |tx: &mut Transaction| {
             tx.set_label(format!("{own}:{standing}"));
             versions(own).change(tx, standing)
         })
