@@ -51,6 +51,7 @@ pub(crate) struct Locks {
     file: Arc<dyn File>,
     inode: u64,
     store_inode: u64,
+    log_inode: u64,
     me: Member,
     /// The lock file in this process's own part of `stage/`, where others read whether it waits.
     own: OnceLock<Arc<dyn File>>,
@@ -87,6 +88,7 @@ impl Locks {
             members: open(MEMBERS_FILE)?,
             inode: file.metadata().doing("look at", ".atomtree/lock")?.inode,
             store_inode: places.store.own_metadata().doing("look at", STORE_DIR)?.inode,
+            log_inode: places.wal.own_metadata().doing("look at", ".atomtree/wal")?.inode,
             file,
             me: Member::new(process, places.vfs.now()),
             own: OnceLock::new(),
@@ -159,7 +161,8 @@ impl Locks {
     pub(crate) fn check_in_place(&self, places: &Places) -> Result<(), Error> {
         let is_in_place = || -> io::Result<bool> {
             Ok(places.root.metadata(OsStr::new(STORE_DIR))?.inode == self.store_inode
-                && places.store.metadata(OsStr::new(LOCK_FILE))?.inode == self.inode)
+                && places.store.metadata(OsStr::new(LOCK_FILE))?.inode == self.inode
+                && places.store.metadata(OsStr::new("wal"))?.inode == self.log_inode)
         };
         match is_in_place() {
             Ok(true) => Ok(()),

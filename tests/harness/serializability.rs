@@ -180,6 +180,7 @@ mod tests {
         Done { number: None, ..writer(0, time, reads, &[]) }
     }
 
+    #[allow(clippy::result_large_err)]
     fn judge(history: &[Done]) -> Option<Violation> {
         check(&BTreeMap::from([(1, 10), (2, 20)]), history).err().map(|violation| *violation)
     }

@@ -108,15 +108,16 @@ fn status_shows_who_holds_and_who_waits() {
     for other in [0, 2] {
         assert!(found["members"][other].get("waiting_since").is_none(), "{found}");
     }
-    let (code, text) = run(root, &["status"], "");
-    assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("open in 3 processes"), "{text}");
+    let (code, table) = run(root, &["status"], "");
+    assert_eq!(code, Some(0), "{table}");
+    assert!(table.contains("open in 3 processes"), "{table}");
     for (pid, waits) in pids.iter().zip([false, true, false]) {
-        let line = text.lines().find(|line| line.contains(&format!("process {pid} ("))).unwrap();
-        assert_eq!(line.contains("waits for the commit lock since"), waits, "{text}");
+        let line = table.lines().find(|line| line.contains(&format!("process {pid} ("))).unwrap();
+        assert_eq!(line.contains("waits for the commit lock since"), waits, "{table}");
     }
-    let line = text.lines().find(|line| line.starts_with("commit lock")).unwrap_or_else(|| panic!("{text}"));
-    assert!(line.contains(&format!("process {} (", pids[0])), "{text}");
+    let line =
+        table.lines().find(|line| line.starts_with("commit lock")).unwrap_or_else(|| panic!("{table}"));
+    assert!(line.contains(&format!("process {} (", pids[0])), "{table}");
 
     let document = r#"{"ops":[{"op":"write","path":"applied","text":"x"}]}"#;
     for (wait, least) in [("0", Duration::ZERO), ("400ms", Duration::from_millis(400))] {
@@ -150,8 +151,8 @@ fn status_shows_who_holds_and_who_waits() {
     assert_eq!(fs::read_to_string(root.join("applied")).unwrap(), "x");
     let found = status(root);
     assert!(found.get("members").is_none() && found["clean"] == true, "{found}");
-    let (_, text) = run(root, &["status"], "");
-    assert!(text.contains("closed"), "{text}");
+    let (_, table) = run(root, &["status"], "");
+    assert!(table.contains("closed"), "{table}");
 }
 
 /// Goal: many programs apply documents to one tree at once, while others look at it; each of them succeeds, or says that it

@@ -114,7 +114,10 @@ fn an_older_log_under_living_processes_is_noticed() {
             let result = commit(&here, |tx| tx.write("here-3", "x"));
             let there = ask("there-3");
             println!("{label}: {:?}; {there}", result.as_ref().map_err(ToString::to_string));
-            assert!(kind_of(result) == ErrorKind::Corrupt, "{label}: not noticed here");
+            // Another log in the old files, or another directory than the one that is open.
+            let kind = result.map_err(|error| error.kind()).map(drop);
+            let expected = if way.contains("away") { ErrorKind::Poisoned } else { ErrorKind::Corrupt };
+            assert_eq!(kind, Err(expected), "{label}");
             assert!(!there.ends_with("done"), "{label}: not noticed there: {there}");
             assert!(kind_of(commit(&here, |tx| tx.write("here-4", "x"))) == ErrorKind::Poisoned, "{label}");
             assert!(!ask("there-4").ends_with("done"), "{label}");

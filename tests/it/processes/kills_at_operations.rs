@@ -75,5 +75,5 @@ fn members_finish_what_the_dead_have_left() {
         chain.commits(),
         chain.redone
     );
-    assert!(redone > 5, "the members had nothing to finish");
+    assert!(redone > 0, "the members had nothing to finish");
 }

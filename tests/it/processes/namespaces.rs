@@ -152,8 +152,8 @@ fn a_number_that_somebody_else_has_got_is_nobody() {
         worker.wait_for("ready");
         let was = worker.pid();
         worker.kill();
-        let dead = fs::read_dir(&stage).unwrap().map(|entry| entry.unwrap().path());
-        let dead = dead.filter(|path| !own.contains(path)).next().expect("it was a member");
+        let mut left = fs::read_dir(&stage).unwrap().map(|entry| entry.unwrap().path());
+        let dead = left.find(|path| !own.contains(path)).expect("it was a member");
         let note = fs::read_to_string(dead.join("lock")).unwrap();
         assert!(note.starts_with(&format!("pid {was}\n")), "{note}");
         fs::write(dead.join("lock"), note.replacen(&was.to_string(), &pid.to_string(), 1)).unwrap();
