@@ -54,7 +54,7 @@ fn phase(stack: &[(String, u32)], verb: Verb, act: Option<&Act>) -> Phase {
     } else if is_in("engine/src/transaction/files.rs") || is_in("engine/src/transaction/names.rs") {
         Phase::Begin
     } else if !is_in("engine/src/commit.rs") {
-        if matches!(act, None | Some(Act::Reopen | Act::Crash(_) | Act::OpenTwice)) {
+        if matches!(act, None | Some(Act::Reopen | Act::Crash(_) | Act::OpenTwice | Act::Rejoin)) {
             Phase::Open
         } else {
             Phase::Begin
@@ -377,6 +377,15 @@ fn run(
                 continue;
             }
             Err(Failure::Broken(reason)) => return Err(format!("act {number}: {reason}")),
+            // What this process failed in is in the way of others, or was told to them, until it is gone.
+            Err(Failure::Beside(error))
+                if injection.has_come.load(Ordering::Relaxed)
+                    && (is_truthful(error.kind(), cell) || error.kind() == ErrorKind::Locked) =>
+            {
+                trace.push(format!("act {number}, beside: {error} ({:?})", error.kind()));
+                return Ok(());
+            }
+            Err(Failure::Beside(error)) => return Err(format!("act {number}, beside: {error}")),
             Err(Failure::Told(error)) => error,
         };
         trace.push(format!("act {number} failed: {error} ({:?})", error.kind()));
@@ -389,7 +398,10 @@ fn run(
             return Err(format!("act {number} is told to have failed with {:?}: {error}", error.kind()));
         }
         let is_open = world.store.is_some();
-        if is_open && !matches!(error.kind(), ErrorKind::OutcomeUnknown | ErrorKind::CommittedNotApplied) {
+        if is_open
+            && !world.is_unfinished
+            && !matches!(error.kind(), ErrorKind::OutcomeUnknown | ErrorKind::CommittedNotApplied)
+        {
             workload.find(&world.sim, &world.allowed).map_err(|reason| format!("after {error}, {reason}"))?;
         }
         if cell.lasting != Lasting::Once && random.percent(50) {
@@ -477,6 +489,7 @@ fn end(
     if random.percent(30) {
         // The same machine, and perhaps a store to be closed first.
         world.heal();
+        world.end_beside();
         world.store = None;
     } else {
         let crash = if random.percent(50) { Crash::Kill } else { Crash::Cut(random.next()) };

@@ -3,16 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use atomtree::vfs::Vfs;
-use atomtree::vfs::faults::{Call, Fault, Faults, Rule, fail_nothing};
+use atomtree::vfs::faults::{Call, Fault, Faults, Rule, Verb, fail_nothing};
 use atomtree::vfs::sim::Sim;
+use atomtree::vfs::{Access, File, Lock, Vfs};
 use atomtree::{Durability, Error, ErrorKind, Inspection, Options, Store, Transaction};
 
-use crate::crash::{Crash, ROOT, differences, options, quarantine_of, tree_of};
+use crate::crash::{Crash, ROOT, differences, is_operation, options, quarantine_of, tree_of};
 use crate::history::{Entry, History, Operation, Random, Settings, Step, Tree};
 
 /// One thing that is done.
@@ -47,6 +47,24 @@ pub enum Act {
     Look,
     /// Another process tries to open the store.
     OpenTwice,
+    /// The machine goes down, and nobody opens the store.
+    Down(Crash),
+    /// Another process opens the store beside this one, and keeps it open. None of its calls fails.
+    Join,
+    /// The other process commits a transaction.
+    Beside(Vec<Operation>),
+    /// The other process makes a checkpoint.
+    SettlesBeside,
+    /// One more process dies at the so-manieth operation of a transaction.
+    DiesBeside(Vec<Operation>, u64),
+    /// A sync of one more process fails in a transaction, which poisons the store; then that process ends.
+    PoisonsBeside(Vec<Operation>),
+    /// The other process closes the store.
+    Leave,
+    /// This process dies, and another one opens the store in its place.
+    Rejoin,
+    /// Somebody holds the lock with this name until it is waited for, while the store is committed to and settled.
+    Waits(&'static str, Vec<Operation>),
     /// Something that other programs do.
     Outside(fn(&Sim)),
 }
@@ -183,6 +201,12 @@ pub struct World<'a> {
     faults: Faults,
     /// The store, if it is open.
     pub store: Option<Store>,
+    /// The other process, if there is one, and its store.
+    beside: Option<(Sim, Store)>,
+    /// A lock that somebody has until it is waited for.
+    held: Held,
+    /// Whether a process has died in a commit that nobody has finished.
+    pub is_unfinished: bool,
     /// The trees that may be there: one, unless an outcome is open.
     pub allowed: Vec<Tree>,
     /// Which act is being done, from 1 on; 0 while the store is created.
@@ -200,7 +224,12 @@ pub enum Failure {
     Told(Error),
     /// Not as it may.
     Broken(String),
+    /// Another process was told this, none of whose calls fails.
+    Beside(Error),
 }
+
+/// A lock's file that somebody holds.
+type Held = Arc<Mutex<Option<Arc<dyn File>>>>;
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -212,11 +241,23 @@ impl<'a> World<'a> {
     /// A machine with the tree on it and no store; `interpose` sees every call.
     pub fn new(workload: &'a Workload, interpose: Interpose) -> Self {
         let (sim, act) = (workload.machine(), Arc::new(AtomicUsize::new(0)));
-        let has_meddled = Arc::default();
+        let (has_meddled, held) = (Arc::default(), Held::default());
+        let interpose = gives_up(&held, interpose);
         let faults = attach(workload, &sim, &interpose, &act, &has_meddled);
-        let allowed = vec![workload.initial.clone()];
-        let (store, has_failed_as_planned) = (None, false);
-        Self { workload, interpose, sim, faults, store, allowed, act, has_meddled, has_failed_as_planned }
+        Self {
+            workload,
+            interpose,
+            sim,
+            faults,
+            store: None,
+            beside: None,
+            held,
+            is_unfinished: false,
+            allowed: vec![workload.initial.clone()],
+            act,
+            has_meddled,
+            has_failed_as_planned: false,
+        }
     }
 
     /// Opens the store.
@@ -230,9 +271,11 @@ impl<'a> World<'a> {
         self.act.store(number, Ordering::Relaxed);
         match &self.workload.acts[number - 1] {
             Act::Commit(operations) => {
-                let next = after(operations, &self.allowed[0]);
                 let settled = self.workload.settings.settled;
-                self.commit(next, |store| crate::crash::commit_as(store, operations, settled).map(drop))
+                let result = crate::crash::commit_as(self.open_store(), operations, settled).map(drop);
+                self.note_on_each(result.as_ref(), operations);
+                result?;
+                self.settle_outcome()
             }
             Act::Transact(change, model) => {
                 let mut next = self.allowed[0].clone();
@@ -294,6 +337,44 @@ impl<'a> World<'a> {
             }
             Act::Look => self.look(),
             Act::OpenTwice => self.open_twice(),
+            Act::Down(crash) => {
+                self.crash(*crash);
+                Ok(())
+            }
+            Act::Join => {
+                let process = self.sim.another_process();
+                let store = self.open_beside(Arc::new(process.clone()))?;
+                self.beside = Some((process, store));
+                self.settle_outcome()
+            }
+            Act::Beside(operations) => {
+                let (_, store) = self.beside.as_ref().expect("it has joined");
+                let result = crate::crash::commit(store, operations).map(drop);
+                self.note_on_each(result.as_ref(), operations);
+                result.map_err(Failure::Beside)?;
+                self.settle_outcome()
+            }
+            Act::SettlesBeside => {
+                let (_, store) = self.beside.as_ref().expect("it has joined");
+                store.checkpoint().map_err(Failure::Beside)
+            }
+            Act::DiesBeside(operations, at) => self.fail_beside(operations, *at, false),
+            Act::PoisonsBeside(operations) => self.fail_beside(operations, 1, true),
+            Act::Leave => match self.beside.take() {
+                Some((_, store)) => store.close().map_err(Failure::Beside),
+                None => Ok(()),
+            },
+            Act::Rejoin => {
+                self.faults.set_rule(fail_nothing());
+                let process = self.sim.another_process();
+                self.sim.end_process();
+                self.store = None;
+                self.sim = process;
+                self.faults =
+                    attach(self.workload, &self.sim, &self.interpose, &self.act, &self.has_meddled);
+                self.open()
+            }
+            Act::Waits(lock, operations) => self.wait(lock, operations),
             Act::Outside(change) => {
                 change(&self.sim);
                 self.has_meddled.store(true, Ordering::Relaxed);
@@ -306,6 +387,7 @@ impl<'a> World<'a> {
     pub fn crash(&mut self, crash: Crash) {
         self.faults.set_rule(fail_nothing());
         let sim = crash.of(&self.sim);
+        self.end_beside();
         self.store = None;
         self.sim = sim;
         self.faults = attach(self.workload, &self.sim, &self.interpose, &self.act, &self.has_meddled);
@@ -314,6 +396,83 @@ impl<'a> World<'a> {
     /// From now on every call comes through.
     pub fn heal(&mut self) {
         self.faults.set_rule(fail_nothing());
+    }
+
+    /// The other process ends, if there is one.
+    pub fn end_beside(&mut self) {
+        if let Some((process, store)) = self.beside.take() {
+            process.end_process();
+            drop(store);
+        }
+    }
+
+    /// Opens the store in a process that waits for nobody: all that it could wait for is on this thread.
+    fn open_beside(&self, vfs: Arc<dyn Vfs>) -> Result<Store, Failure> {
+        let options = (self.workload.tune)(options(vfs, &self.workload.settings));
+        options.lock_timeout(Duration::ZERO).open(ROOT).map_err(Failure::Beside)
+    }
+
+    /// Another process begins a transaction beside this one; it dies at an operation of it, or one of its syncs fails.
+    fn fail_beside(&mut self, operations: &[Operation], at: u64, fails_sync: bool) -> Result<(), Failure> {
+        let process = self.sim.another_process();
+        let (dying, count) = (process.clone(), AtomicU64::new(0));
+        let is_armed = Arc::new(AtomicBool::new(false));
+        let armed = Arc::clone(&is_armed);
+        let rule = move |call: &Call| {
+            let counts = if fails_sync { call.verb == Verb::SyncData } else { is_operation(call.verb) };
+            if !counts || !armed.load(Ordering::Relaxed) || count.fetch_add(1, Ordering::Relaxed) + 1 != at {
+                return None;
+            }
+            if fails_sync {
+                return Some(Fault::LoseData(5));
+            }
+            dying.end_process();
+            Some(Fault::Error(5))
+        };
+        let faults = Faults::new(Arc::new(process.clone()), Arc::new(rule));
+        let store = self.open_beside(Arc::new(faults))?;
+        is_armed.store(true, Ordering::Relaxed);
+        let result = crate::crash::commit(&store, operations).map(drop);
+        process.end_process();
+        drop(store);
+        // Whatever it was told itself, nobody else knows.
+        let nexts: Vec<Tree> = self.allowed.iter().map(|tree| after(operations, tree)).collect();
+        match result {
+            Ok(()) => self.allowed = nexts,
+            Err(error) if matches!(error.kind(), ErrorKind::Locked | ErrorKind::Poisoned) && !fails_sync => {
+                return Err(Failure::Beside(error));
+            }
+            Err(_) => self.allowed.extend(nexts),
+        }
+        (self.is_unfinished, self.has_failed_as_planned) = (true, true);
+        Ok(())
+    }
+
+    /// Commits while somebody holds a lock, who gives it up as soon as it is waited for.
+    fn wait(&mut self, lock: &str, operations: &[Operation]) -> Result<(), Failure> {
+        let holder = self.sim.another_process();
+        let dir = holder.open_root(Path::new(&format!("{ROOT}/.atomtree"))).expect("the store stands");
+        let file = dir.open_file(lock.as_ref(), Access::ReadWrite).expect("its locks stand");
+        if file.try_lock(Lock::Exclusive).expect("nothing of it fails") {
+            *self.held.lock().expect("it is held for a moment") = Some(file);
+        }
+        let result = crate::crash::commit(self.open_store(), operations).map(drop);
+        self.note_on_each(result.as_ref(), operations);
+        let result = result.and_then(|()| self.open_store().checkpoint());
+        *self.held.lock().expect("it is held for a moment") = None;
+        holder.end_process();
+        result?;
+        self.settle_outcome()
+    }
+
+    /// As [`World::note`], where the tree before may be one of several.
+    fn note_on_each(&mut self, result: Result<&(), &Error>, operations: &[Operation]) {
+        let nexts = self.allowed.iter().map(|tree| after(operations, tree));
+        match result.map_err(Error::kind) {
+            Err(ErrorKind::OutcomeUnknown) => self.allowed.extend(nexts.collect::<Vec<_>>()),
+            Ok(()) | Err(ErrorKind::CommittedNotApplied) => self.allowed = nexts.collect(),
+            Err(_) => {}
+        }
     }
 
     fn open_store(&self) -> &Store {
@@ -365,6 +524,7 @@ impl<'a> World<'a> {
     fn settle_outcome(&mut self) -> Result<(), Failure> {
         let index = self.workload.find(&self.sim, &self.allowed).map_err(Failure::Broken)?;
         self.allowed = vec![self.allowed.swap_remove(index)];
+        self.is_unfinished = false;
         Ok(())
     }
 
@@ -402,6 +562,17 @@ fn after(operations: &[Operation], tree: &Tree) -> Tree {
     let mut next = tree.clone();
     operations.iter().for_each(|operation| operation.perform_on(&mut next));
     next
+}
+
+/// Whoever has a lock that is waited for gives it up.
+fn gives_up(held: &Held, then: Interpose) -> Interpose {
+    let held = Arc::clone(held);
+    Arc::new(move |sim, call, act| {
+        if call.verb == Verb::WaitForLock {
+            *held.lock().expect("it is held for a moment") = None;
+        }
+        then(sim, call, act)
+    })
 }
 
 fn attach(

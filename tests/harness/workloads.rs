@@ -1,5 +1,6 @@
 //! Small workloads that reach what generated histories don't.
 
+mod beside;
 mod rivals;
 mod undoing;
 
@@ -80,7 +81,7 @@ impl Workload {
 
 /// All of them.
 pub fn all() -> Vec<Workload> {
-    [files(), contents(), directories(), owners(), logs(), spares(), stores(), rivals::all(), undoing::all()]
+    [files(), contents(), directories(), owners(), logs(), spares(), stores(), rivals::all(), undoing::all(), beside::all()]
         .concat()
 }
 
@@ -503,6 +504,7 @@ fn stores() -> Vec<Workload> {
             vec![
                 write(),
                 Act::Halted(vec![Op::Write("d", bytes(7)), Op::Write("a", bytes(8))], 12),
+                Act::Down(Crash::Kill),
                 Act::Look,
             ],
         ),
