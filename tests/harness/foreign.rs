@@ -465,7 +465,7 @@ impl Scenario {
         // What was to be moved from the name, and had not been when the machine went down, is gone where another program
         // has put its own in that place: recovery says so, and leaves the target as it was.
         let is_source_gone = matches!(self.kind, Kind::Replace | Kind::Remove)
-            && matches!(self.when, When::AfterCrash | When::InRecovery(_));
+            && (self.crash.is_some() || matches!(self.when, When::AfterCrash | When::InRecovery(_)));
         let is_moved = |path: &&str| is_source_gone || self.is_edit(found.get(*path));
         let moved: Vec<&str> = outcome.moved_to.iter().copied().filter(is_moved).collect();
         moved.iter().for_each(|path| drop(found.remove(*path)));

@@ -315,7 +315,7 @@ fn the_history_keeps_to_each_of_its_bounds() {
         }
         (kept, weigh(&sim, "images"), weigh(&sim, "history").1, sim, store)
     };
-    let (kept, images, _, ..) = run(|options| options);
+    let (kept, images, ..) = run(|options| options);
     assert_eq!((kept.len(), images.0), (40, 40));
     // 8 KiB for each image, and its manifest.
     let (kept, images, manifests, ..) = run(|options| options.history_bytes_max(50_000));

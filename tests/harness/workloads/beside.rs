@@ -39,9 +39,12 @@ fn turns() -> Vec<Workload> {
         Act::Commit(write("b", 100)),
     ];
     // So much that the log goes on in other segments.
-    let fills = |number: usize| [Act::Beside(write("fill", 15_000 + number)), Act::Commit(write("a", 40 + number))];
-    let long = [Act::Join].into_iter().chain((0..12).flat_map(fills)).chain([Act::Rejoin, Act::Leave]).collect();
-    let own = |number: usize| [Act::Commit(write("fill", 15_000 + number)), Act::Beside(write("a", 40 + number))];
+    let fills =
+        |number: usize| [Act::Beside(write("fill", 15_000 + number)), Act::Commit(write("a", 40 + number))];
+    let long =
+        [Act::Join].into_iter().chain((0..12).flat_map(fills)).chain([Act::Rejoin, Act::Leave]).collect();
+    let own =
+        |number: usize| [Act::Commit(write("fill", 15_000 + number)), Act::Beside(write("a", 40 + number))];
     let own = [Act::Join].into_iter().chain((0..12).flat_map(own)).chain([Act::Rejoin]).collect();
     vec![
         of("turns", SETTINGS, &initial, acts.clone()),
