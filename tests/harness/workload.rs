@@ -370,8 +370,7 @@ impl<'a> World<'a> {
                 self.sim.end_process();
                 self.store = None;
                 self.sim = process;
-                self.faults =
-                    attach(self.workload, &self.sim, &self.interpose, &self.act, &self.has_meddled);
+                self.faults = attach(self.workload, &self.sim, &self.interpose, &self.act, &self.has_meddled);
                 self.open()
             }
             Act::Waits(lock, operations) => self.wait(lock, operations),
