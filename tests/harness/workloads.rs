@@ -81,8 +81,19 @@ impl Workload {
 
 /// All of them.
 pub fn all() -> Vec<Workload> {
-    [files(), contents(), directories(), owners(), logs(), spares(), stores(), rivals::all(), undoing::all(), beside::all()]
-        .concat()
+    [
+        files(),
+        contents(),
+        directories(),
+        owners(),
+        logs(),
+        spares(),
+        stores(),
+        rivals::all(),
+        undoing::all(),
+        beside::all(),
+    ]
+    .concat()
 }
 
 fn files() -> Vec<Workload> {
