@@ -207,10 +207,12 @@ impl Segment {
     }
 
     /// Whether anything stands where a new file's zeros would: then its header was there, too. The first frame of a
-    /// use lies within what is looked at.
+    /// use lies within what is looked at; the header doesn't, because another process that makes the segment may have
+    /// written it since.
     fn has_frames(file: &dyn File, length: u64) -> io::Result<bool> {
-        let mut bytes = vec![0; length.min(SEGMENT_BYTES_MIN) as usize];
-        file.read_exact_at(&mut bytes, 0)?;
+        let header = HEADER_BYTES as u64;
+        let mut bytes = vec![0; length.min(SEGMENT_BYTES_MIN).saturating_sub(header) as usize];
+        file.read_exact_at(&mut bytes, header)?;
         Ok(bytes.iter().any(|&byte| byte != 0))
     }
 
