@@ -257,7 +257,7 @@ impl Engine {
         if !transactions.is_empty() {
             match self.prune_history(&self.options.retention) {
                 // The next one finds what is left.
-                Err(error) if error.kind() == ErrorKind::NoSpace => {}
+                Err(error) if error.kind() == ErrorKind::NoSpace && !error.is_failed_sync() => {}
                 pruned => drop(pruned?),
             }
         }

@@ -297,6 +297,14 @@ impl Error {
         }
     }
 
+    /// Whether a sync has failed: whatever it was for, nothing tells what it has covered.
+    pub(crate) fn is_failed_sync(&self) -> bool {
+        match self {
+            Self::Io { verb, .. } | Self::Store(recovery::Error::Io { verb, .. }) => verb.starts_with("sync"),
+            _ => false,
+        }
+    }
+
     pub(crate) fn closed() -> Self {
         Self::invalid(ErrorKind::InvalidInput, "the store has been closed")
     }

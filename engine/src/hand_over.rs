@@ -12,7 +12,7 @@ use std::time::Instant;
 use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::{self, Analysis, Committed, Standing};
 use atomtree_recovery::image::Slot;
-use atomtree_recovery::places::StoreFile;
+use atomtree_recovery::places::{Places, StoreFile};
 use atomtree_recovery::plan::{Change, TransactionId};
 use atomtree_recovery::recover::{Recovery, Report};
 use atomtree_recovery::stage::all_staged;
@@ -20,7 +20,7 @@ use atomtree_vfs::Dir;
 use atomtree_wal::sync::{Guard, TurnGuard};
 use atomtree_wal::{self as wal, Log, Lsn};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::lock::Mark;
 use crate::store::{Engine, Health};
 use crate::trace;
@@ -358,7 +358,10 @@ impl Engine {
         }
         // What somebody else has left unfinished is not written behind.
         log.leave_segment();
-        let Self { places, stage, ballast, can_exchange, .. } = self;
+        let Self { stage, ballast, can_exchange, .. } = self;
+        // A descriptor that is as old as this recovery: an older one may have a failure to tell that was recovered from.
+        let root = self.places.root.open_dir("".as_ref()).doing("open", "the root")?;
+        let places = &Places { root, ..self.places.clone() };
         let recovery = Recovery {
             places,
             stage,
@@ -369,7 +372,8 @@ impl Engine {
         };
         let (report, next_tx) = recovery.run(&mut log, &scan).map_err(|error| {
             let error = Error::from(error);
-            if log.is_poisoned() {
+            // Without space nothing was given up, and it can be tried again.
+            if log.is_poisoned() || error.kind() != ErrorKind::NoSpace || error.is_failed_sync() {
                 self.poison(&format!("a recovery failed: {error}"));
             }
             error

@@ -653,11 +653,15 @@ pub fn note_command(guard: &dyn Dir, leader: &ProcessIdentity, group: Option<&Pa
 /// Ends what still runs under a guard.
 fn end_command(places: &Places, id: &str, dir: &dyn Dir) -> Result<(), Error> {
     let label = format!("guards/{id}/{COMMAND_FILE}");
-    let (leader, group) = match dir.open_file(OsStr::new(COMMAND_FILE), Access::Read) {
-        Ok(file) => (note::read(&*file), note::read_group(&*file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).doing("open", &label),
-    };
+    let name = OsStr::new(COMMAND_FILE);
+    // If none is noted, none may be from now on: one that is about to note itself does not start then.
+    match dir.create_file(name, 0o600) {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).doing("create", &label),
+    }
+    let file = dir.open_file(name, Access::Read).doing("open", &label)?;
+    let (leader, group) = (note::read(&*file), note::read_group(&*file));
     let command = atomtree_vfs::Command { variable: variable_of(id), leader, group };
     let left = places.vfs.end_command(&command).doing("end what is left of the command in", &label)?;
     let Some(first) = left.first() else { return Ok(()) };

@@ -219,17 +219,11 @@ pub(crate) fn copy_into(places: &Places, dir: &dyn Dir, name: &OsStr, kept: &Ima
 /// Unlinks an image, with everything in it; nothing there is fine.
 pub fn remove(images: &dyn Dir, name: &OsStr) -> io::Result<()> {
     let removed = match images.remove_file(name) {
+        // Linux says the one of a directory, macOS the other.
         Err(error)
             if matches!(error.kind(), io::ErrorKind::IsADirectory | io::ErrorKind::PermissionDenied) =>
         {
-            if images.metadata(name)?.kind != Kind::Dir {
-                return Err(error);
-            }
-            let dir = images.open_dir(Path::new(name))?;
-            for entry in dir.list()? {
-                remove(&*dir, &entry.name)?;
-            }
-            images.remove_dir(name)
+            remove_directory(images, name, error)
         }
         removed => removed,
     };
@@ -237,6 +231,17 @@ pub fn remove(images: &dyn Dir, name: &OsStr) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
+}
+
+fn remove_directory(images: &dyn Dir, name: &OsStr, refused: io::Error) -> io::Result<()> {
+    if images.metadata(name)?.kind != Kind::Dir {
+        return Err(refused);
+    }
+    let dir = images.open_dir(Path::new(name))?;
+    for entry in dir.list()? {
+        remove(&*dir, &entry.name)?;
+    }
+    images.remove_dir(name)
 }
 
 /// Unlinks an image inside a directory that is kept; nothing there, or a directory that is not empty yet, is fine.

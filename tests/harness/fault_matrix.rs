@@ -383,7 +383,9 @@ fn run(
             // What this process failed in is in the way of others, or was told to them, until it is gone.
             Err(Failure::Beside(error))
                 if injection.has_come.load(Ordering::Relaxed)
-                    && (is_truthful(error.kind(), cell) || error.kind() == ErrorKind::Locked) =>
+                    && (is_truthful(error.kind(), cell)
+                        || is_sync && error.kind() == ErrorKind::Io
+                        || error.kind() == ErrorKind::Locked) =>
             {
                 trace.push(format!("act {number}, beside: {error} ({:?})", error.kind()));
                 return Ok(());

@@ -266,6 +266,7 @@ impl Scenario {
                 Ok(receipt) => {
                     tree = next;
                     outcome.allowed.remove(0);
+                    outcome.lost.extend(receipt.lost().iter().map(ToString::to_string));
                     outcome.kept.extend(
                         receipt
                             .displaced()
@@ -462,11 +463,13 @@ impl Scenario {
     fn check(&self, machine: &Sim, outcome: &Outcome, promised: bool) -> Result<(), String> {
         let allowed = &outcome.allowed;
         let mut found = tree_of(machine);
-        // What was to be moved from the name, and had not been when the machine went down, is gone where another program
-        // has put its own in that place: recovery says so, and leaves the target as it was.
+        // What was to be moved from the name is gone where another program has put its own in that place, or nothing: the
+        // receipt or recovery says so, and the target is left as it was.
         let is_source_gone = matches!(self.kind, Kind::Replace | Kind::Remove)
             && (self.crash.is_some() || matches!(self.when, When::AfterCrash | When::InRecovery(_)));
-        let is_moved = |path: &&str| is_source_gone || self.is_edit(found.get(*path));
+        let has_moved_along = outcome.moved_to.iter().any(|path| self.is_edit(found.get(*path)));
+        // What nobody synced, and a power cut took the content of, moves along as what the cut has left.
+        let is_moved = |path: &&str| is_source_gone || !promised || self.is_edit(found.get(*path));
         let moved: Vec<&str> = outcome.moved_to.iter().copied().filter(is_moved).collect();
         moved.iter().for_each(|path| drop(found.remove(*path)));
         outcome.lost.iter().for_each(|path| drop(found.remove(path)));
@@ -487,7 +490,7 @@ impl Scenario {
         if matching.is_empty() {
             return Err(format!("another name is wrong\n{}", differences(&found, &trees)));
         }
-        let edited = self.is_edit(here.as_ref()) || !moved.is_empty();
+        let edited = self.is_edit(here.as_ref()) || has_moved_along;
         if edited || !promised {
             return Ok(());
         }
