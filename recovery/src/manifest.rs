@@ -355,7 +355,7 @@ pub fn write(history: &dyn Dir, summaries: &[Summary]) -> Result<(), Error> {
     write_as(history, &file_name(first, last), summaries)
 }
 
-/// As [`write`], of what is to be unlinked.
+/// As [`write()`], of what is to be unlinked.
 pub fn write_going(history: &dyn Dir, summaries: &[Summary]) -> Result<OsString, Error> {
     let (first, last) = range(summaries);
     let name = going_name(&file_name(first, last));

@@ -74,7 +74,7 @@ impl Patterns {
         &self.texts
     }
 
-    /// What is said of a name whose directory is covered like that. The root counts as [`Cover::Outside`].
+    /// What is said of a name whose directory is covered like that. The root counts as `Cover::Outside`.
     pub fn cover(&self, above: Cover, path: &TreePath, is_dir: bool) -> Cover {
         self.cover_path(above, path.as_path(), is_dir)
     }
