@@ -127,13 +127,13 @@ fn segments(machine: &Sim) -> usize {
 /// Bound: none, these are all schedules.
 #[test]
 fn rotation_in_a_batch() {
-    let start = nearly_full(2);
+    let start = nearly_full(1);
     explore("rotation in a batch", None, move |shared_syncs| {
         let machine = Machine::new(&start);
         let store = machine.open(|options| options);
         let returned = commit_each(&machine, &store, [b"one", &LARGE]);
         assert_durable(&returned, [b"one", &LARGE]);
-        assert_eq!(segments(&machine.sim), 3);
+        assert!((2..=3).contains(&segments(&machine.sim)));
         // Going on takes two syncs, of the segment that is left and of the next one's header.
         let is_shared = machine.syncs.begun.load(Relaxed) == 3;
         shared_syncs.fetch_add(usize::from(is_shared), Relaxed);
