@@ -268,7 +268,11 @@ impl View {
 
     /// Every name in a directory, with its kind, as the transaction leaves it; sorted.
     pub(crate) fn list(&mut self, id: DirId) -> Result<BTreeMap<OsString, Kind>, Error> {
-        let mut names = self.list_disk(id)?;
+        // What was told once is what is told again, and what the commit compares.
+        let mut names = match &self.dir(id).listing {
+            Some(names) => names.clone(),
+            None => self.list_disk(id)?,
+        };
         let known: Vec<OsString> = self.dir(id).names.keys().cloned().collect();
         for name in known {
             let kind = match self.stands_in(id, &name) {

@@ -9,8 +9,10 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use atomtree::vfs::faults::{Faults, Verb, fail_nothing};
 use atomtree::vfs::{Dir, Identity, ProcessIdentity, Timestamp, Vfs, os::Os};
 use atomtree::{ErrorKind, Expectation, Inspection, Options, Transaction};
 
@@ -423,5 +425,35 @@ fn a_second_look_does_not_hide_an_edit_after_the_first() {
             fs::remove_file(&path).unwrap();
         }
     }
+    store.close().unwrap();
+}
+
+/// Goal: what a transaction is told of a directory is what its commit compares, however it changes meanwhile, even between
+/// two looks of one call. Method: a file comes before the second time that a directory is listed, and is gone again at the
+/// commit.
+#[test]
+fn what_was_listed_is_what_is_compared() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("dir/came");
+    fs::create_dir(scratch.path().join("dir")).unwrap();
+    let faults = Faults::new(Arc::new(Os), fail_nothing());
+    let store = manual().vfs(Arc::new(faults.clone())).open(scratch.path()).unwrap();
+    let mut tx = store.begin().unwrap();
+    let (looks, comes) = (AtomicU64::new(0), path.clone());
+    faults.set_rule(Arc::new(move |call| {
+        if call.verb == Verb::List && looks.fetch_add(1, Ordering::Relaxed) == 1 {
+            fs::write(&comes, "came").unwrap();
+        }
+        None
+    }));
+    let listed = [tx.list("dir").unwrap(), tx.list("dir").unwrap()];
+    faults.set_rule(fail_nothing());
+    assert_eq!(listed[0], listed[1]);
+    tx.write("found", format!("{listed:?}")).unwrap();
+    if path.exists() {
+        fs::remove_file(&path).unwrap();
+    }
+    let is_conflict = tx.commit().is_err();
+    assert_eq!(is_conflict, !listed[0].is_empty(), "{listed:?}");
     store.close().unwrap();
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use atomtree::{Error, Transaction};
 
-use super::{Worker, end, given, go, insist, number, prepared, ready};
+use super::{PATIENCE, Worker, end, given, go, insist, number, prepared, ready};
 use crate::basics::{Random, child_root, inspect, small};
 use crate::kills::say;
 
@@ -80,7 +80,19 @@ fn counters_are_exact() {
         let begun = Instant::now();
         let (mut transactions, mut given_up) = (BTreeMap::new(), 0);
         let mut counters: BTreeMap<String, BTreeMap<u64, u64>> = BTreeMap::new();
-        for line in end(workers).into_iter().flatten() {
+        let commits = times / threads * threads * processes;
+        let (mut lines, mut heard) = (Vec::new(), Instant::now());
+        while (lines.len() as u64) < commits && heard.elapsed() < PATIENCE {
+            let said = lines.len();
+            lines.extend(workers.iter_mut().flat_map(Worker::so_far));
+            if lines.len() > said {
+                heard = Instant::now();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let time = begun.elapsed();
+        lines.extend(end(workers).into_iter().flatten());
+        for line in lines {
             let words: Vec<&str> = line.split(' ').collect();
             assert_eq!(words[0], "counted", "{label}: {line}");
             let tx: u64 = words[1].parse().unwrap();
@@ -95,8 +107,6 @@ fn counters_are_exact() {
                 assert!(other.is_none(), "{label}: lost: {line}, and transaction {other:?} says the same");
             }
         }
-        let time = begun.elapsed();
-        let commits = times / threads * threads * processes;
         assert_eq!(transactions.len() as u64, commits, "{label}");
         for (name, counter) in counters {
             let stands: u64 = fs::read_to_string(root.join(&name)).unwrap().parse().unwrap();

@@ -164,6 +164,9 @@ fn live(root: &Path) {
 fn history_of(lines: &[String], root: &Path) -> Vec<Done> {
     let mut planned: BTreeMap<u64, Done> = BTreeMap::new();
     let mut history = Vec::new();
+    let complaints: Vec<&String> =
+        lines.iter().filter(|line| !["will ", "did "].iter().any(|word| line.starts_with(word))).collect();
+    assert!(complaints.is_empty(), "a child complained: {complaints:#?}");
     for line in lines {
         let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
         let number = |at: usize| words[at].parse::<u64>().unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -180,7 +183,7 @@ fn history_of(lines: &[String], root: &Path) -> Vec<Done> {
                 assert_eq!(done.number.is_none(), done.writes.is_empty(), "{line}: {done:?}");
                 history.push(done);
             }
-            _ => panic!("a child complained: {line}"),
+            _ => unreachable!("{line}"),
         }
     }
     let past = inspect(root).log(usize::MAX).unwrap();

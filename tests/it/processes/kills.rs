@@ -169,5 +169,5 @@ fn members_die_and_stop_and_the_others_go_on() {
         chain.redone
     );
     assert!(kills > 5 && stops > 0, "there was nothing to survive");
-    assert!(after < before * 10 + Duration::from_secs(2), "they have become slow: {before:?}, {after:?}");
+    assert!(after < before * 20 + Duration::from_secs(10), "they have become slow: {before:?}, {after:?}");
 }
