@@ -616,6 +616,12 @@ fn fill(root: &Path, left: usize) -> PathBuf {
     path
 }
 
+/// Gives its space back. A process that another test has just forked may hold the removed file open for a moment.
+fn empty(filler: &Path) {
+    fs::File::options().write(true).open(filler).unwrap().set_len(0).unwrap();
+    fs::remove_file(filler).unwrap();
+}
+
 /// Goal: on a full file system a commit fails with `no_space`, the tree is as it was, and the store goes on once there
 /// is space again, without being opened anew. Method: a small tmpfs filled up to various margins, with contents small
 /// and large, before and after the background checkpoint has had its turn; and the same with inodes used up.
@@ -646,7 +652,7 @@ fn a_full_file_system_refuses_and_recovers() {
         assert_eq!(tree(root), before);
         // The checkpoint of the commit before meets the full disk as well.
         std::thread::sleep(std::time::Duration::from_millis(60));
-        fs::remove_file(filler).unwrap();
+        empty(&filler);
         commit(&store, |tx| tx.write("file", "there is space")).unwrap();
         assert_eq!(fs::read(root.join("file")).unwrap(), b"there is space");
     }
@@ -679,7 +685,7 @@ fn a_checkpoint_without_space_is_put_off() {
     let first = store.checkpoint();
     assert!(first.is_ok(), "{first:?}");
     assert_eq!(kind_of(commit(&store, |tx| tx.remove("file-1"))), ErrorKind::NoSpace);
-    fs::remove_file(filler).unwrap();
+    empty(&filler);
     commit(&store, |tx| tx.write("file-1", "again")).unwrap();
     // Once more, with nothing in the reserve.
     fs::File::options().write(true).open(root.join(".atomtree/ballast")).unwrap().set_len(0).unwrap();
@@ -688,7 +694,7 @@ fn a_checkpoint_without_space_is_put_off() {
         assert_eq!(kind_of(store.checkpoint()), ErrorKind::NoSpace);
     }
     assert_eq!(fs::read(root.join("file-1")).unwrap(), b"again");
-    fs::remove_file(filler).unwrap();
+    empty(&filler);
     store.checkpoint().unwrap();
     commit(&store, |tx| tx.write("file-2", "again")).unwrap();
     store.close().unwrap();
