@@ -14,7 +14,7 @@ use atomtree_recovery::manifest::{self, Summary};
 use atomtree_recovery::plan::{Change, Checkpoint};
 use atomtree_recovery::sweep::{Sweep, dead_stages, left_slots};
 use atomtree_wal::sync::{self, Thread, now};
-use atomtree_wal::{self as wal, Lsn};
+use atomtree_wal::{self as wal, Log, Lsn};
 
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::{CheckpointTurn, CommitLock, CommitState};
@@ -66,12 +66,14 @@ impl Engine {
         }
     }
 
-    /// Tells the checkpointer what others have left to settle. They may settle it themselves; they may also be gone.
-    pub(crate) fn note_unsettled(&self, commits: &CommitState) {
+    /// Tells the checkpointer what others have left to settle. They may settle it themselves; they may also be gone. What
+    /// `has_settled` some of it, be it another process, is as good as a checkpoint of this one's: many that each made theirs
+    /// would do little else.
+    pub(crate) fn note_unsettled(&self, commits: &CommitState, has_settled: bool) {
         let mut unsettled = self.unsettled.lock();
         if commits.unsettled.is_empty() {
             (unsettled.since, unsettled.is_urgent) = (None, false);
-        } else if unsettled.since.is_none() {
+        } else if unsettled.since.is_none() || has_settled {
             unsettled.since = Some(now());
             self.wake.notify_all();
         }
@@ -100,7 +102,7 @@ impl Engine {
             return Ok(());
         }
         // On a full disk the log makes do with the segments that it has.
-        let no_space = match self.add_spare() {
+        let no_space = match self.add_spare(Log::may_grow) {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(error) if error.kind() == ErrorKind::NoSpace => Some(error),
@@ -148,6 +150,17 @@ impl Engine {
         self.check_settling()?;
         // One at a time; a second one waits and then settles what has come in since.
         let turn = self.checkpoint_turn(self.options.deadline())?;
+        self.settle_in_turn(&turn, false, None)
+    }
+
+    /// As [`Engine::checkpoint`], unless another process has just made one.
+    fn checkpoint_if_due(&self) -> Result<(), Error> {
+        let turn = self.checkpoint_turn(self.options.deadline())?;
+        // Whoever takes it learns what others have settled while this one waited for its turn.
+        drop(self.lock_commits_in(&turn, self.options.deadline())?);
+        if due_at(self, &self.unsettled.lock()).is_none_or(|due| due > now()) {
+            return Ok(());
+        }
         self.settle_in_turn(&turn, false, None)
     }
 
@@ -384,14 +397,14 @@ impl Engine {
         }
     }
 
-    /// Adds a segment to the log if it may grow. Returns whether it did.
-    fn add_spare(&self) -> Result<bool, Error> {
+    /// Adds a segment to the log if that still is wanted once it is this process's turn. Returns whether it did.
+    fn add_spare(&self, is_wanted: impl FnOnce(&Log) -> bool) -> Result<bool, Error> {
         // One at a time, of all processes: two that both found room for one more would pass the log's bound, and one that
         // is being made looks like one whose making was cut short.
         let turn = self.checkpoint_turn(self.options.deadline())?;
         let builder = {
             let mut commits = self.lock_commits_in(&turn, self.options.deadline())?;
-            if !commits.log.may_grow() {
+            if !is_wanted(&commits.log) {
                 return Ok(false);
             }
             commits.log.spare_builder()
@@ -495,7 +508,7 @@ fn run(engine: &Engine) {
             unsettled.wants_spare = false;
             drop(unsettled);
             // Without another segment the log is only smaller; commits then wait for checkpoints.
-            let _ = engine.add_spare();
+            let _ = engine.add_spare(Log::wants_spare);
             continue;
         }
         // In this order: what is urgent is due now.
@@ -504,7 +517,7 @@ fn run(engine: &Engine) {
             Some(due) if due <= now => {
                 drop(unsettled);
                 // A failure has poisoned the store, which is how committers learn of it.
-                let _ = engine.checkpoint();
+                let _ = engine.checkpoint_if_due();
             }
             Some(due) => drop(engine.wake.wait_timeout(unsettled, due - now)),
             None => drop(engine.wake.wait(unsettled)),

@@ -15,7 +15,9 @@ use atomtree_wal::Log;
 use atomtree_wal::sync::now;
 
 use crate::error::{Error, ErrorKind, OnPath};
-use crate::lock::{CHECKPOINT_FILE, LOCK_FILE, MEMBERS_FILE, Member, RETRY_FILE, TURN_FILE, locked};
+use crate::lock::{
+    CHECKPOINT_FILE, LOCK_FILE, MEMBERS_FILE, Member, RETRY_FILE, RETRY_TURN_FILE, TURN_FILE, locked,
+};
 use crate::options::Options;
 
 /// How long between two looks at a store that somebody else is creating.
@@ -99,7 +101,7 @@ fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     Log::create(places.wal.clone(), id, options.log).map_err(atomtree_recovery::Error::Log)?;
     let ballast = Ballast::open(&*dir, options.ballast_bytes).doing("create", ".atomtree.new/ballast")?;
     ballast.fill().doing("allocate", ".atomtree.new/ballast")?;
-    for name in [MEMBERS_FILE, TURN_FILE, CHECKPOINT_FILE, RETRY_FILE] {
+    for name in [MEMBERS_FILE, TURN_FILE, CHECKPOINT_FILE, RETRY_FILE, RETRY_TURN_FILE] {
         dir.create_file(OsStr::new(name), 0o600).doing("create", &format!("{STORE_DIR_NEW}/{name}"))?;
     }
     let ignore =
@@ -170,7 +172,16 @@ fn clear_unfinished(dir: &dyn Dir) -> Result<(), Error> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", Path::new(name)),
         _ => Ok(()),
     };
-    for name in [MEMBERS_FILE, TURN_FILE, CHECKPOINT_FILE, RETRY_FILE, ".gitignore", "store", "ballast"] {
+    for name in [
+        MEMBERS_FILE,
+        TURN_FILE,
+        CHECKPOINT_FILE,
+        RETRY_FILE,
+        RETRY_TURN_FILE,
+        ".gitignore",
+        "store",
+        "ballast",
+    ] {
         remove(dir, OsStr::new(name))?;
     }
     if let Ok(wal) = dir.open_dir(Path::new("wal")) {

@@ -286,9 +286,10 @@ impl Engine {
             return Ok(Found::Unfinished);
         }
         commits.log.go_on(&scan).map_err(log)?;
+        let settled = commits.settled;
         commits.take_up(&analysis);
         self.note_log(&commits.log);
-        self.note_unsettled(commits);
+        self.note_unsettled(commits, commits.settled > settled);
         Ok(Found::Known)
     }
 
@@ -333,7 +334,7 @@ impl Engine {
         log.rewrite_tail(&scan).map_err(atomtree_recovery::Error::Log)?;
         let analysis = analyze::analyze(&scan)?;
         *commits = CommitState::new(log, &analysis, scan.tail().is_torn(), sync_root);
-        self.note_unsettled(commits);
+        self.note_unsettled(commits, true);
         Ok(if commits.is_unfinished { Found::Unfinished } else { Found::Known })
     }
 
@@ -386,7 +387,7 @@ impl Engine {
             self.locks.set_mark(&Mark::Recovered { id }).doing("write", ".atomtree/lock")?;
             *self.recovered.lock() = Some(id);
         }
-        self.note_unsettled(commits);
+        self.note_unsettled(commits, true);
         self.take_overs.lock().push(report);
         Ok(())
     }

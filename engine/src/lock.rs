@@ -2,8 +2,8 @@
 //! kernel when its holder dies.
 //!
 //! `lock` is the commit lock: who holds it checks, appends, syncs and applies. It is queued for in `turn`. `checkpoint` is
-//! held while a checkpoint is made; it is taken before `lock`, and who holds `lock` may only try it. `retry` is no more than
-//! good manners of those whose transactions meet, and is taken before all others. Every process that has
+//! held while a checkpoint is made; it is taken before `lock`, and who holds `lock` may only try it. `retry`, which is
+//! queued for in `retry-turn`, is no more than good manners of those whose transactions meet, and is taken before all others. Every process that has
 //! the store open shares `members`; alone on it is who recovers with nobody else there, closes the log, or asked to be.
 
 mod note;
@@ -35,6 +35,8 @@ pub(crate) const TURN_FILE: &str = "turn";
 pub(crate) const CHECKPOINT_FILE: &str = "checkpoint";
 /// Where those queue whose transactions meet one another again and again.
 pub(crate) const RETRY_FILE: &str = "retry";
+/// Where processes queue for that.
+pub(crate) const RETRY_TURN_FILE: &str = "retry-turn";
 /// The file that every process with the store open shares.
 pub(crate) const MEMBERS_FILE: &str = "members";
 
@@ -84,7 +86,7 @@ impl Locks {
         Ok(Self {
             commit: Waited::new(file.clone(), Some(open(TURN_FILE)?)),
             checkpoint: Waited::new(open(CHECKPOINT_FILE)?, None),
-            retry: Waited::new(open(RETRY_FILE)?, None),
+            retry: Waited::new(open(RETRY_FILE)?, Some(open(RETRY_TURN_FILE)?)),
             members: open(MEMBERS_FILE)?,
             inode: file.metadata().doing("look at", ".atomtree/lock")?.inode,
             store_inode: places.store.own_metadata().doing("look at", STORE_DIR)?.inode,

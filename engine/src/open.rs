@@ -179,7 +179,7 @@ impl Engine {
         }
         // No transaction touches what a guard covers, so the log comes first.
         engine.roll_back_abandoned_at_open()?;
-        engine.note_unsettled(&engine.commits.lock());
+        engine.note_unsettled(&engine.commits.lock(), true);
         Ok(Arc::new(engine))
     }
 }

@@ -47,7 +47,7 @@ fn measure(
     let title = ("processes", case);
     let dir = bench.place.fresh("processes")?;
     let (mut lanes, mut absent) = (Vec::new(), Vec::new());
-    for rival in bench.of_roles(&[Role::Floor, Role::Ours, Role::Rival]) {
+    for rival in bench.of_roles(&[Role::Floor, Role::Limit, Role::Ours, Role::Rival]) {
         if rival.role() == Role::Rival && !rival.is_atomic() {
             let reason = Failure::Unsupported("has no transactions of several files");
             absent.push(Row::absent(title, rival.name(), &reason));
@@ -83,7 +83,7 @@ fn measure(
 struct Shared {
     rival: &'static dyn Rival,
     root: PathBuf,
-    /// Open, if this is the floor: its file is not made while the device's counters are watched.
+    /// Open, if this is a floor: its file is not made while the device's counters are watched.
     floor: Option<Open>,
 }
 
@@ -96,18 +96,21 @@ struct Load {
 }
 
 impl Case<Shared> for Load {
-    /// What the floor writes.
-    type Input = Batch;
+    /// What the floors write, for the first time and later.
+    type Input = [Batch; 2];
 
-    fn input(&mut self, _: usize) -> Batch {
-        Batch::new(&mut self.random, DIR, "floor-", FILES, FILE_BYTES, false)
+    fn input(&mut self, _: usize) -> [Batch; 2] {
+        [false, true].map(|replaces| Batch::new(&mut self.random, DIR, "floor-", FILES, FILE_BYTES, replaces))
     }
 
     /// A fresh store, with the counter at 0 and nobody in it.
-    fn prepare(&self, shared: &mut Shared, _: &Batch) -> Result<(), Failure> {
+    fn prepare(&self, shared: &mut Shared, [first, _]: &[Batch; 2]) -> Result<(), Failure> {
         std::fs::create_dir_all(&shared.root).on("make", &shared.root)?;
-        if shared.rival.role() == Role::Floor {
-            shared.floor = Some(shared.rival.open(&shared.root, Opening::QUIET)?);
+        if matches!(shared.rival.role(), Role::Floor | Role::Limit) {
+            let floor = shared.rival.open(&shared.root, Opening::QUIET)?;
+            floor.create_dir(DIR)?;
+            floor.put(first)?;
+            shared.floor = Some(floor);
             return Ok(());
         }
         let writer = shared.rival.open(&shared.root, Opening::SHARED)?;
@@ -117,9 +120,9 @@ impl Case<Shared> for Load {
         writer.close()
     }
 
-    fn measure(&self, shared: &mut Shared, batch: &Batch) -> Result<Sample, Failure> {
+    fn measure(&self, shared: &mut Shared, [_, later]: &[Batch; 2]) -> Result<Sample, Failure> {
         if let Some(floor) = &shared.floor {
-            return self.floor(&**floor, batch);
+            return self.floor(&**floor, later);
         }
         let mut members = Vec::new();
         for number in 0..self.processes {
