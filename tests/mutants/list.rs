@@ -631,4 +631,74 @@ pub const MUTANTS: &[Mutant] = &[
             to: "",
         }],
     },
+    // Commit behind a process that died in a commit, as if it had put that in place.
+    Mutant {
+        name: "leave-the-dead-unfinished",
+        suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
+        edits: &[Edit {
+            file: "engine/src/hand_over.rs",
+            from: "if scan.tail().is_torn() || analysis.is_unfinished() {",
+            to: "if scan.tail().is_torn() {",
+        }],
+    },
+    // Settle what may have failed to be written before this process could hear of it.
+    Mutant {
+        name: "settle-what-is-older",
+        suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
+        edits: &[Edit {
+            file: "engine/src/checkpointer.rs",
+            from: "if commits.has_older_than_itself() {",
+            to: "if commits.has_older_than_itself() && false {",
+        }],
+    },
+    // Tell nobody else of a failed sync.
+    Mutant {
+        name: "keep-a-failure-to-oneself",
+        suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
+        edits: &[Edit {
+            file: "engine/src/store.rs",
+            from: "(_, Ok(id)) => self.locks.set_mark(&Mark::Poisoned { id, reason: reason.to_owned() }),",
+            to: "(_, Ok(_)) => Ok(()),",
+        }],
+    },
+    // Close the log under others who have it open.
+    Mutant {
+        name: "close-the-log-of-others",
+        suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
+        edits: &[Edit {
+            file: "engine/src/checkpointer.rs",
+            from: "let left = match self.locks.is_alone() {",
+            to: "let left = match self.locks.is_alone().map(|_| true) {",
+        }],
+    },
+    // Forget what another process's checkpoint has not cleared.
+    Mutant {
+        name: "forget-what-is-uncleared",
+        suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
+        edits: &[Edit {
+            file: "engine/src/hand_over.rs",
+            from: "self.uncleared = settled.cloned().collect();",
+            to: "drop(settled);",
+        }],
+    },
+    // Go on where somebody has recovered the store, with what was known before.
+    Mutant {
+        name: "miss-a-recovery",
+        suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
+        edits: &[Edit {
+            file: "engine/src/hand_over.rs",
+            from: "&& *self.recovered.lock() != Some(id)",
+            to: "&& self.recovered.lock().is_some_and(|known| known == id)",
+        }],
+    },
+    // Recover beside others without saying so.
+    Mutant {
+        name: "recover-unheard",
+        suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
+        edits: &[Edit {
+            file: "engine/src/hand_over.rs",
+            from: r#"self.locks.set_mark(&Mark::Recovered { id }).doing("write", ".atomtree/lock")?;"#,
+            to: r#"self.locks.set_mark(&Mark::None).doing("write", ".atomtree/lock")?;"#,
+        }],
+    },
 ];
