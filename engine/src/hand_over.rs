@@ -249,7 +249,12 @@ impl Engine {
             // met it, too.
             let dir = self.places.root.open_dir("".as_ref()).doing("open", "the root")?;
             let sync_root = SyncRoot { dir, staged_before: all_staged(&self.places)? };
-            let found = self.read_anew(&mut commits, sync_root, None)?;
+            let found = self.read_anew(&mut commits, sync_root, None).inspect_err(|error| {
+                // Where the mark can't be written it takes another recovery than this one to go on.
+                if error.kind() == ErrorKind::Poisoned {
+                    *self.recovered.lock() = Some(id);
+                }
+            })?;
             *self.recovered.lock() = Some(id);
             self.forget_poison();
             return Ok((commits, found));
@@ -331,7 +336,15 @@ impl Engine {
             self.poison_here(&error.to_string());
             return Err(atomtree_recovery::Error::Log(error).into());
         }
-        log.rewrite_tail(&scan).map_err(atomtree_recovery::Error::Log)?;
+        log.rewrite_tail(&scan).map_err(|error| {
+            if log.is_poisoned() {
+                // Nothing of this process's is in there, so that no outcome is unknown.
+                let reason = error.to_string();
+                self.poison(&reason);
+                return Error::Poisoned { reason };
+            }
+            atomtree_recovery::Error::Log(error).into()
+        })?;
         let analysis = analyze::analyze(&scan)?;
         *commits = CommitState::new(log, &analysis, scan.tail().is_torn(), sync_root);
         self.note_unsettled(commits, true);

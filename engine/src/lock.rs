@@ -236,6 +236,15 @@ impl Locks {
         mark.write(&*self.file)
     }
 
+    /// Tells everybody of a failure that is final. Those who can't be told find an unfinished commit, or the same failure.
+    pub(crate) fn poison(&self, vfs: &dyn Vfs, reason: &str) {
+        let _ = match (self.mark(), vfs.random()) {
+            (Ok(Mark::Poisoned { .. }), _) => Ok(()),
+            (_, Ok(id)) => self.set_mark(&Mark::Poisoned { id, reason: reason.to_owned() }),
+            (_, Err(error)) => Err(error),
+        };
+    }
+
     /// Leaves the members. What else is locked goes with the files.
     pub(crate) fn leave(&self) {
         // Closing is not enough: a process that this one has just forked holds the same open files until its handler has

@@ -74,7 +74,12 @@ impl Engine {
         let ballast =
             Ballast::open(&*places.store, options.ballast_bytes).doing("open", ".atomtree/ballast")?;
         if !is_alone {
-            log.rewrite_tail(&scan).map_err(atomtree_recovery::Error::Log)?;
+            log.rewrite_tail(&scan).map_err(|error| {
+                if log.is_poisoned() {
+                    locks.poison(&*places.vfs, &error.to_string());
+                }
+                atomtree_recovery::Error::Log(error)
+            })?;
         }
         let is_closed = scan.tail() == Tail::Closed;
         let analysis = analyze::analyze(&scan)?;

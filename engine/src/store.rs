@@ -348,12 +348,7 @@ impl Engine {
         if !self.poison_here(reason) {
             return;
         }
-        // Those who can't be told find an unfinished commit, or the same failure.
-        let _ = match (self.locks.mark(), self.places.vfs.random()) {
-            (Ok(Mark::Poisoned { .. }), _) => Ok(()),
-            (_, Ok(id)) => self.locks.set_mark(&Mark::Poisoned { id, reason: reason.to_owned() }),
-            (_, Err(error)) => Err(error),
-        };
+        self.locks.poison(&*self.places.vfs, reason);
     }
 
     /// Takes no more commits through this store. Returns whether it did.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use atomtree::vfs::faults::{Call, Fault, Faults, Verb};
+use atomtree::vfs::faults::{Call, Fault, Faults, Verb, fail_nothing};
 use atomtree::vfs::sim::Sim;
 use atomtree::{Checkpoints, Durability, Error, ErrorKind, Options, Store};
 use atomtree_tests::call_sites::{Site, compare, mentions};
@@ -75,6 +75,34 @@ fn every_call_of_storage_fails_in_every_way() {
         });
     }
     println!("{judged} failures judged");
+}
+
+/// Goal: a sync that fails while a process reads anew what another has recovered is as final as any, for all. Method: one
+/// process poisons the store, another recovers it, and the first sync of a third after that fails.
+#[test]
+fn a_failed_sync_after_anothers_recovery_is_final() {
+    let sim = Sim::new(7);
+    sim.create_dir("/tree");
+    let options =
+        || Options::new().segment_bytes(64 << 10).log_bytes_max(256 << 10).checkpoints(Checkpoints::Manual);
+    let open = |vfs| options().vfs(vfs).open("/tree");
+    let write = |store: &Store, name: &str| store.transact(|tx| tx.write(name, "content"));
+    let faults = Faults::new(Arc::new(sim.another_process()), fail_nothing());
+    let third = open(Arc::new(faults.clone())).unwrap();
+    write(&third, "a").unwrap();
+    let first = open(Arc::new(sim.another_process())).unwrap();
+    sim.fail_next_sync();
+    assert_eq!(write(&first, "b").unwrap_err().kind(), ErrorKind::OutcomeUnknown);
+    let second = open(Arc::new(sim.another_process())).unwrap();
+    faults.set_rule(Arc::new(|call| (call.verb == Verb::SyncData).then_some(Fault::LoseData(EIO))));
+    assert_eq!(write(&third, "c").unwrap_err().kind(), ErrorKind::Poisoned);
+    faults.set_rule(fail_nothing());
+    assert_eq!(third.begin().map(drop).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(write(&second, "d").unwrap_err().kind(), ErrorKind::Poisoned);
+    let fourth = open(Arc::new(sim.another_process())).unwrap();
+    write(&fourth, "e").unwrap();
+    write(&third, "f").unwrap();
+    assert_eq!(sim.read_file("/tree/a").unwrap(), b"content");
 }
 
 /// Input/output error, as Linux numbers it.

@@ -656,8 +656,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "keep-a-failure-to-oneself",
         suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
         edits: &[Edit {
-            file: "engine/src/store.rs",
-            from: "(_, Ok(id)) => self.locks.set_mark(&Mark::Poisoned { id, reason: reason.to_owned() }),",
+            file: "engine/src/lock.rs",
+            from: "(_, Ok(id)) => self.set_mark(&Mark::Poisoned { id, reason: reason.to_owned() }),",
             to: "(_, Ok(_)) => Ok(()),",
         }],
     },
