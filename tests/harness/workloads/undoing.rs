@@ -93,6 +93,11 @@ fn scrub(store: &Store) -> Result<(), Error> {
     store.scrub("d").map(drop)
 }
 
+/// Leaves images for the next guard.
+fn guard_and_keep(store: &Store) -> Result<(), Error> {
+    store.guard(["a", "d"])?.keep()
+}
+
 fn empty_quarantine(store: &Store) -> Result<(), Error> {
     store.empty_quarantine().map(drop)
 }
@@ -131,6 +136,22 @@ fn spoil_manifest(sim: &Sim) {
 /// What an attempt before has left where originals go.
 fn leave_images(sim: &Sim) {
     sim.write_file(format!("{ROOT}/.atomtree/images/0000000000000001-0"), b"left");
+}
+
+/// What other programs had written, some of it what the tree holds too.
+fn fill_quarantine(sim: &Sim) {
+    sim.write_file(format!("{ROOT}/.atomtree/quarantine/1"), &bytes(300));
+    sim.create_dir(format!("{ROOT}/.atomtree/quarantine/2"));
+    sim.write_file(format!("{ROOT}/.atomtree/quarantine/2/d"), &bytes(700));
+}
+
+/// A file in a directory, and a name outside of it.
+fn give_outer_name(sim: &Sim) {
+    let root = sim.another_process().open_root(Path::new(ROOT)).expect("it is there");
+    let dir = root.open_dir(Path::new("d")).expect("it is there");
+    root.remove_file("twin".as_ref()).expect("it is there");
+    dir.link("y".as_ref(), &*root, "twin".as_ref()).expect("nothing is in the way");
+    root.sync_filesystem().expect("nothing fails");
 }
 
 fn give_second_name(sim: &Sim) {
@@ -228,5 +249,20 @@ pub(super) fn all() -> Vec<Workload> {
         root.remove_file("twin".as_ref()).expect("it is there");
         give_second_name(sim);
     }));
+    let mut secret = of(
+        "a secret that is all over the store",
+        SETTINGS,
+        &initial(),
+        vec![
+            Act::Outside(fill_quarantine),
+            Act::OnStore(guard_and_keep, nothing),
+            Act::Commit(removals()),
+            Act::Checkpoint,
+            Act::OnStore(scrub, nothing),
+            Act::OnStore(empty_quarantine, nothing),
+        ],
+    );
+    secret.initial.insert("twin".into(), file(30));
+    all.push(secret.prepared(give_outer_name));
     all
 }
