@@ -189,13 +189,21 @@ pub(crate) fn is_shared(dir: &dyn Dir, name: &OsStr) -> io::Result<bool> {
     Ok(found.kind == Kind::File && found.links > 1)
 }
 
+/// Ends the name of a copy that is being made, in `stage/`.
+const COPY_SUFFIX: &[u8] = b"-copy";
+
+/// Whether this is the name of such a copy.
+pub(crate) fn is_copy(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(COPY_SUFFIX)
+}
+
 /// Parts the files of a directory that goes from their other names, by which they could still be edited: each is copied
 /// where its digest tells a copy that was cut short, and else not kept.
 ///
 /// The copy is made beside the directory, not in it: what a crash leaves in there that nobody logged is somebody else's.
 pub(crate) fn part_below(dir: &dyn Dir, name: &OsStr, change: &Change<'_>) -> io::Result<()> {
     let top = dir.open_dir(Path::new(name))?;
-    let beside = OsString::from_vec([name.as_bytes(), b"-copy"].concat());
+    let beside = OsString::from_vec([name.as_bytes(), COPY_SUFFIX].concat());
     for (below, image) in change.contents.iter().filter(|(_, image)| image.kind == Kind::File) {
         let parted = top.open_dir(below.parent_path()).and_then(|above| {
             if !is_shared(&*above, below.name())? {

@@ -93,11 +93,6 @@ fn scrub(store: &Store) -> Result<(), Error> {
     store.scrub("d").map(drop)
 }
 
-/// Leaves images for the next guard.
-fn guard_and_keep(store: &Store) -> Result<(), Error> {
-    store.guard(["a", "d"])?.keep()
-}
-
 fn empty_quarantine(store: &Store) -> Result<(), Error> {
     store.empty_quarantine().map(drop)
 }
@@ -136,13 +131,6 @@ fn spoil_manifest(sim: &Sim) {
 /// What an attempt before has left where originals go.
 fn leave_images(sim: &Sim) {
     sim.write_file(format!("{ROOT}/.atomtree/images/0000000000000001-0"), b"left");
-}
-
-/// What other programs had written, some of it what the tree holds too.
-fn fill_quarantine(sim: &Sim) {
-    sim.write_file(format!("{ROOT}/.atomtree/quarantine/1"), &bytes(300));
-    sim.create_dir(format!("{ROOT}/.atomtree/quarantine/2"));
-    sim.write_file(format!("{ROOT}/.atomtree/quarantine/2/d"), &bytes(700));
 }
 
 /// A file in a directory, and a name outside of it.
@@ -249,20 +237,15 @@ pub(super) fn all() -> Vec<Workload> {
         root.remove_file("twin".as_ref()).expect("it is there");
         give_second_name(sim);
     }));
+    let with_copy = [&removals()[..], &[Op::Remove("z")]].concat();
     let mut secret = of(
-        "a secret that is all over the store",
+        "a secret that other names have too",
         SETTINGS,
         &initial(),
-        vec![
-            Act::Outside(fill_quarantine),
-            Act::OnStore(guard_and_keep, nothing),
-            Act::Commit(removals()),
-            Act::Checkpoint,
-            Act::OnStore(scrub, nothing),
-            Act::OnStore(empty_quarantine, nothing),
-        ],
+        vec![Act::Commit(with_copy), Act::Checkpoint, Act::OnStore(scrub, nothing)],
     );
     secret.initial.insert("twin".into(), file(30));
+    secret.initial.insert("z".into(), file(300));
     all.push(secret.prepared(give_outer_name));
     all
 }
