@@ -50,7 +50,7 @@ fn a_scrub_reaches_the_whole_store() {
     assert_eq!(count_in("guards/cache/"), 1, "{found:?}");
 
     let scrubbed = store.scrub("config").unwrap();
-    assert_eq!(holding(&sim), [PathBuf::new(); 0]);
+    assert_eq!(holding(&sim), Vec::<PathBuf>::new());
     assert!(scrubbed.is_log_clean && scrubbed.log_bytes > 100_000, "{scrubbed:?}");
     assert_eq!((scrubbed.guard_images, scrubbed.copies.len()), (1, 0), "{scrubbed:?}");
     assert_eq!(store.scrub("config").unwrap().log_bytes, 60 << 10, "the segment with the last record alone");
@@ -114,7 +114,7 @@ fn a_scrub_that_is_cut_short_is_made_again() {
             break;
         }
         cut += 1;
-        let seeds = [operation as u64, 1000 + operation as u64];
+        let seeds = [operation, 1000 + operation];
         for machine in [sim.kill(), sim.power_cut(seeds[0]), sim.power_cut(seeds[1])] {
             let context = format!("operation {operation}");
             let store = options(&machine).open("/tree").unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -125,7 +125,7 @@ fn a_scrub_that_is_cut_short_is_made_again() {
             let scrubbed = store.scrub("config").unwrap_or_else(|error| panic!("{context}: {error}"));
             assert!(scrubbed.is_log_clean && scrubbed.copies.is_empty(), "{context}: {scrubbed:?}");
             store.close().unwrap();
-            assert_eq!(holding(&machine), [PathBuf::new(); 0], "{context}");
+            assert_eq!(holding(&machine), Vec::<PathBuf>::new(), "{context}");
         }
     }
     println!("{cut} operations of a scrub");
@@ -149,13 +149,13 @@ fn nothing_is_pruned_that_is_being_undone() {
         store.checkpoint().unwrap();
         let after = tree_of(&sim);
         let other = sim.another_process();
-        let pruner = options(&other).lock_timeout(Duration::ZERO).open("/tree").unwrap();
+        let forgetful = options(&other).lock_timeout(Duration::ZERO).open("/tree").unwrap();
         let (calls, pruned) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (seen, told) = (calls.clone(), pruned.clone());
         faults.set_rule(Arc::new(move |_| {
             // Where the undo holds a lock, that is in the way.
             if seen.fetch_add(1, Ordering::Relaxed) == operation
-                && let Ok(found) = pruner.prune(&Keep::new().bytes_max(0))
+                && let Ok(found) = forgetful.prune(&Keep::new().bytes_max(0))
             {
                 told.fetch_add(found.transactions, Ordering::Relaxed);
             }
