@@ -8,7 +8,7 @@ use std::time::Duration;
 use atomtree::{ErrorKind, Inspection, Keep};
 use atomtree_tests::crash::{quarantine_of, tree_of};
 use atomtree_tests::history::Tree;
-use atomtree_vfs::faults::{Faults, fail_nothing};
+use atomtree_vfs::faults::{Faults, Verb, fail_nothing};
 use atomtree_vfs::sim::{NodeBody, Sim};
 
 use crate::undo::{change, file, machine, options, options_on, tree, weigh};
@@ -151,18 +151,26 @@ fn nothing_is_pruned_that_is_being_undone() {
         let other = sim.another_process();
         let forgetful = options(&other).lock_timeout(Duration::ZERO).open("/tree").unwrap();
         let (calls, pruned) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (seen, told) = (calls.clone(), pruned.clone());
-        faults.set_rule(Arc::new(move |_| {
+        let too_late = Arc::new(AtomicU64::new(0));
+        let (seen, told, broken) = (calls.clone(), pruned.clone(), too_late.clone());
+        let is_pinned = std::sync::atomic::AtomicBool::new(false);
+        faults.set_rule(Arc::new(move |call| {
             // Where the undo holds a lock, that is in the way.
             if seen.fetch_add(1, Ordering::Relaxed) == operation
                 && let Ok(found) = forgetful.prune(&Keep::new().bytes_max(0))
             {
                 told.fetch_add(found.transactions, Ordering::Relaxed);
+                if is_pinned.load(Ordering::Relaxed) {
+                    broken.fetch_add(found.transactions, Ordering::Relaxed);
+                }
             }
+            let is_pin = call.verb == Verb::TryLock && call.name.as_ref().is_some_and(|name| name == "pins");
+            is_pinned.fetch_or(is_pin, Ordering::Relaxed);
             None
         }));
         let undone = store.undo(tx);
         faults.set_rule(fail_nothing());
+        assert_eq!(too_late.load(Ordering::Relaxed), 0, "call {operation}: pruned what was being undone");
         match undone {
             Ok(_) => {
                 assert_eq!(tree_of(&sim), initial, "call {operation}");
