@@ -164,9 +164,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         store: StoreFlags,
     },
-    /// Remove what the history keeps of a path for good, as far as the storage allows
+    /// Remove what the store keeps of a path for good, as far as the storage allows
     ///
-    /// For when a secret was committed. What stands in the tree stays.
+    /// For when a secret was committed. Its originals, the log, and what guards have left are overwritten. What stands in the
+    /// tree stays, and so does what the answer names. Commits wait meanwhile.
     Scrub {
         /// The file or directory
         path: PathBuf,

@@ -3,6 +3,7 @@
 //! What changes the tree answers like any other transaction.
 
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -153,28 +154,76 @@ pub(crate) fn scrub(common: &Common, flags: &StoreFlags, path: &Path) -> Result<
         bytes: u64,
         /// Where copies may be left.
         left: Vec<&'static str>,
+        guard_images: u64,
+        log_bytes: u64,
+        /// Files of the store that hold it still.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        copies: Vec<String>,
     }
     let progress = Progress::of("scrubbing the history");
     let store = open(common, flags)?;
     let scrubbed = store.scrub(path)?;
     store.close()?;
     drop(progress);
-    let is_standing = std::fs::symlink_metadata(common.root.join(path)).is_ok();
-    let left = [("tree", is_standing), ("log", true), ("storage", true)];
-    let left = left.into_iter().filter(|(_, is_left)| *is_left).map(|(place, _)| place).collect();
+    let standing = std::fs::symlink_metadata(common.root.join(path)).ok();
+    let has_links = standing.as_ref().is_some_and(|found| found.is_file() && found.nlink() > 1);
+    let is_in = |part: &str| scrubbed.copies.iter().any(|copy| copy.starts_with(part));
+    // In the store, and about it: what can be told; the last is not known of any storage.
+    let left = [
+        ("tree", standing.is_some()),
+        ("links", has_links || scrubbed.shared > 0),
+        ("log", !scrubbed.is_log_clean),
+        ("stage", is_in("stage/")),
+        ("images", is_in("images/")),
+        ("guards", is_in("guards/")),
+        ("quarantine", is_in("quarantine/")),
+        ("storage", true),
+    ];
+    let left: Vec<_> = left.into_iter().filter(|(_, is_left)| *is_left).map(|(place, _)| place).collect();
     let (transactions, images, bytes) = (scrubbed.transactions, scrubbed.images, scrubbed.bytes);
+    let (guard_images, log_bytes) = (scrubbed.guard_images, scrubbed.log_bytes);
     if common.json {
-        print(&json(&Scrubbed { ok: true, transactions, images, bytes, left }))?;
+        let copies = scrubbed.copies;
+        print(&json(&Scrubbed {
+            ok: true,
+            transactions,
+            images,
+            bytes,
+            left,
+            guard_images,
+            log_bytes,
+            copies,
+        }))?;
         return Ok(0);
     }
+    let name = printable(&path.to_string_lossy());
     let (concerned, originals) = (counted(transactions, "transaction"), counted(images, "original"));
-    let mut lines =
-        vec![format!("{concerned} concerned; {originals}, {}, overwritten and removed", size(bytes))];
-    if is_standing {
-        lines.push(format!("{}: what stands in the tree stays", printable(&path.to_string_lossy())));
-    }
-    lines.push("the log's segments hold what went through them until they are used again".into());
-    lines.push("quarantine, other names of the same content, backups, and storage that does not write in place (btrfs, flash) may hold copies".into());
+    let mut lines = vec![
+        format!("{concerned} concerned; {originals}, {}, overwritten and removed", size(bytes)),
+        format!(
+            "{} of guards removed, {} of the log overwritten",
+            counted(guard_images, "image"),
+            size(log_bytes)
+        ),
+    ];
+    lines.extend(left.iter().map(|place| {
+        match *place {
+            "tree" => format!("{name}: what stands in the tree stays"),
+            "links" => format!("{name}: other names of the same file keep the content"),
+            "log" => {
+                "the log could not go on in another segment, and holds it still; make room, and scrub again"
+                    .into()
+            }
+            "stage" => "a process is about to commit the same content; scrub again when it has ended".into(),
+            "images" => "the history keeps the same content for other paths; scrub those too".into(),
+            "guards" => "an open guard needs it; scrub again when that has ended".into(),
+            "quarantine" => "quarantine has copies; `prune --quarantine` removes everything there".into(),
+            _ => {
+                "backups, and storage that does not write in place (btrfs, flash), may hold copies".to_owned()
+            }
+        }
+    }));
+    lines.extend(scrubbed.copies.iter().map(|copy| format!("  .atomtree/{}", printable(copy))));
     print(&lines.join("\n"))?;
     Ok(0)
 }

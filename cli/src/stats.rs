@@ -37,6 +37,14 @@ struct Stats {
     staged: u64,
     quarantined: u64,
     quarantined_bytes: u64,
+    log_disk_bytes: u64,
+    staged_bytes: u64,
+    images: u64,
+    image_bytes: u64,
+    guard_images: u64,
+    guard_image_bytes: u64,
+    quarantined_files: u64,
+    store_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -75,6 +83,14 @@ pub(crate) fn stats(common: &Common) -> Result<u8, Failure> {
             staged: found.staged,
             quarantined: found.status.quarantined,
             quarantined_bytes: found.quarantined_bytes,
+            log_disk_bytes: found.segment_bytes * found.status.log_segments as u64,
+            staged_bytes: found.staged_bytes,
+            images: found.images,
+            image_bytes: found.image_bytes,
+            guard_images: found.guard_images,
+            guard_image_bytes: found.guard_image_bytes,
+            quarantined_files: found.quarantined_files,
+            store_bytes: found.store_bytes,
         }))?;
     } else {
         print(&table(&found).text(common.is_colored()))?;
@@ -106,8 +122,15 @@ fn table(found: &atomtree::Stats) -> Table {
     table.fact("checkpoint", format!("lsn {}{settled}", status.checkpoint_lsn));
     table
         .fact("history", format!("{}, {}", counted(found.manifests, "manifest"), size(found.manifest_bytes)));
-    table.fact("staged", counted(found.staged, "file"));
-    let (quarantined, bytes) = (counted(status.quarantined, "file"), size(found.quarantined_bytes));
-    table.fact("quarantine", format!("{quarantined}, {bytes}"));
+    let weights = [
+        ("originals", found.images, found.image_bytes),
+        ("guards", found.guard_images, found.guard_image_bytes),
+        ("staged", found.staged, found.staged_bytes),
+        ("quarantine", found.quarantined_files, found.quarantined_bytes),
+    ];
+    for (name, files, bytes) in weights {
+        table.fact(name, format!("{}, {}", counted(files, "file"), size(bytes)));
+    }
+    table.fact("store", format!("{} in all", size(found.store_bytes)));
     table
 }

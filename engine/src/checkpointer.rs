@@ -173,7 +173,8 @@ impl Engine {
         }
     }
 
-    fn settle_in_turn(
+    /// As [`Engine::checkpoint`], for who has the turn, and perhaps the commit lock.
+    pub(crate) fn settle_in_turn(
         &self,
         turn: &CheckpointTurn<'_>,
         even_if_empty: bool,

@@ -316,6 +316,7 @@ impl Engine {
         if prepared.planned.is_empty() {
             return Ok(None);
         }
+        self.check_quarantine().map_err(failed)?;
         self.ballast.fill().on("keep space back in", ".atomtree/ballast").map_err(failed)?;
         let begin = Begin {
             tx: commits.next_tx,

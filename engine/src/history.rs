@@ -1,7 +1,6 @@
 //! What becomes of originals: kept in `images/` at a checkpoint, looked up, and forgotten when retention says so.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,14 +9,12 @@ use atomtree_recovery::analyze::Committed;
 use atomtree_recovery::images;
 use atomtree_recovery::manifest::{self, Summary};
 use atomtree_recovery::plan::TransactionId;
-use atomtree_recovery::retention::{Pin, Pruned, Retention, Scrubbed, prune, scrub};
+use atomtree_recovery::retention::{Pin, Pruned, Retention, prune};
 use atomtree_recovery::sweep::keep_originals;
-use atomtree_recovery::tree_path::TreePath;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::inspect::{Inspection, PastTransaction};
 use crate::store::{Engine, Store};
-use crate::view::invalid_path;
 
 impl Engine {
     /// Up to how many bytes an original is kept.
@@ -34,6 +31,19 @@ impl Engine {
     /// Forgets what retention does not cover.
     pub(crate) fn prune_history(&self, retention: &Retention) -> Result<Pruned, Error> {
         Ok(prune(&self.places, &mut self.shelves.lock(), retention, self.places.vfs.now())?)
+    }
+
+    /// Whether the quarantine takes what a transaction may have to displace. Under the commit lock.
+    pub(crate) fn check_quarantine(&self) -> Result<(), Error> {
+        let Some(bytes_max) = self.options.quarantine_bytes_max else { return Ok(()) };
+        let bytes = self.fullness.lock().bytes(&self.places)?;
+        if bytes < bytes_max.max(1) {
+            return Ok(());
+        }
+        let reason = format!(
+            "it holds {bytes} bytes that other programs wrote and that had to give way, and quarantine_bytes_max is {bytes_max}; keep what you need of it, and empty it with `atomtree prune --quarantine`"
+        );
+        Err(Error::refused(ErrorKind::NoSpace, ".atomtree/quarantine", reason))
     }
 }
 
@@ -64,28 +74,6 @@ impl Store {
         let _turn = engine.checkpoint_turn(engine.options.deadline())?;
         engine.check_settling()?;
         engine.prune_history(&retention)
-    }
-
-    /// Removes the originals of everything at or below `path` for good, and what the history tells of their contents:
-    /// for when a secret was committed. Each is overwritten before it is unlinked.
-    ///
-    /// That is as far as this goes: what stands in the tree stays; the log's segments hold what went through them until
-    /// they are used again; so do quarantine, other names that had the same content, backups, and storage that writes
-    /// elsewhere than in place, as btrfs and flash do.
-    ///
-    /// # Errors
-    /// `invalid_path`; `locked` while another thread or process is undoing something; else as for [`Store::checkpoint`],
-    /// which is made first.
-    pub fn scrub(&self, path: impl AsRef<Path>) -> Result<Scrubbed, Error> {
-        let path = path.as_ref();
-        let at = TreePath::new(path).map_err(|source| invalid_path(path, source))?;
-        let engine = &self.shared.engine;
-        engine.checkpoint()?;
-        let _turn = engine.checkpoint_turn(engine.options.deadline())?;
-        engine.check_settling()?;
-        let scrubbed = scrub(&engine.places, &mut engine.shelves.lock(), &at)?;
-        scrubbed
-            .ok_or_else(|| Error::Locked { holder: "a thread or process that is reading originals".into() })
     }
 
     /// Removes everything from quarantine: what other programs wrote and had to give way. Returns how much that was.

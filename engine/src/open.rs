@@ -163,6 +163,7 @@ impl Engine {
             checkpoint_turn: Turn::default(),
             retry_turn: Turn::default(),
             lookout: Mutex::default(),
+            fullness: Mutex::default(),
             contention: Contention::default(),
             unsettled: Mutex::new(Unsettled::default()),
             wake: Condvar::new(),

@@ -80,6 +80,7 @@ pub struct Options {
     pub(crate) settle_after: Duration,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) retention: Retention,
+    pub(crate) quarantine_bytes_max: Option<u64>,
     pub(crate) submitted_max: usize,
     pub(crate) lock_timeout: Duration,
     pub(crate) exclusive: bool,
@@ -102,6 +103,7 @@ impl Default for Options {
             settle_after: Duration::from_secs(1),
             checkpoints: Checkpoints::default(),
             retention: Retention::default(),
+            quarantine_bytes_max: Some(1 << 30),
             submitted_max: 1024,
             lock_timeout: Duration::from_secs(30),
             exclusive: false,
@@ -199,6 +201,18 @@ impl Options {
     #[must_use]
     pub fn history_transactions_max(mut self, transactions: u64) -> Self {
         self.retention.transactions_max = transactions;
+        self
+    }
+
+    /// What the quarantine may take, in bytes, before commits are refused with `no_space`; `None` for any amount. Default
+    /// 1 GiB.
+    ///
+    /// What is in there was written by other programs and had to give way, so it is never forgotten by itself:
+    /// [`Store::empty_quarantine`] does that, once somebody has looked. Recovery and what is committed already still add to
+    /// it, so that it may grow beyond the bound by what they displace.
+    #[must_use]
+    pub fn quarantine_bytes_max(mut self, bytes: Option<u64>) -> Self {
+        self.quarantine_bytes_max = bytes;
         self
     }
 

@@ -9,6 +9,7 @@ use atomtree_recovery::ballast::Ballast;
 use atomtree_recovery::guards::Lookout;
 use atomtree_recovery::places::Places;
 use atomtree_recovery::plan::Who;
+use atomtree_recovery::quarantine::Fullness;
 use atomtree_recovery::recover::Report;
 use atomtree_recovery::retention::Shelves;
 use atomtree_recovery::stage::Stage;
@@ -70,6 +71,8 @@ pub(crate) struct Engine {
     pub(crate) retry_turn: Turn,
     /// The guards that there are, as seen by the last commit. Taken after `commits`.
     pub(crate) lookout: Mutex<Lookout>,
+    /// How full the quarantine was, as seen by the last commit. Taken after `commits`.
+    pub(crate) fullness: Mutex<Fullness>,
     /// Who queues for it.
     pub(crate) contention: Contention,
     /// Taken after `commits`, for moments only.

@@ -23,6 +23,7 @@ mod manifest;
 mod note;
 mod patterns;
 mod restore;
+mod scrub;
 mod walk;
 
 use std::collections::HashSet;
@@ -38,6 +39,7 @@ pub use changes::Changes;
 pub use manifest::Manifest;
 pub use patterns::{EVERYTHING, PatternTexts, Patterns};
 pub use restore::{Keep, RolledBack};
+pub use scrub::scrub;
 
 use crate::error::{Doing, Error, Refusal};
 use crate::places::Places;
@@ -449,25 +451,31 @@ fn clear(guards: &GuardPlaces, id: &str, dir: &dyn Dir) -> io::Result<()> {
 
 /// Removes images that neither the index nor a guard refers to.
 fn clear_cache(guards: &GuardPlaces, index: &Manifest) -> Result<(), Error> {
-    let mut needed: HashSet<String> = HashSet::new();
-    let mut need = |manifest: &Manifest| {
-        let images = manifest.originals.iter().filter_map(|original| original.image.as_ref());
-        needed.extend(images.map(|image| image.name.clone()));
-    };
-    need(index);
-    for name in guards.names().doing("list", GUARDS_DIR)? {
-        let label = format!("guards/{name}");
-        let Some(dir) = guards.dir(&name).doing("open", &label)? else { continue };
-        if let Some(manifest) = manifest::read(&*dir, MANIFEST_FILE, &label)? {
-            need(&manifest);
-        }
-    }
+    let mut needed = needed_images(guards)?;
+    needed.extend(images_of(index));
     for entry in guards.cache.list().doing("list", "guards/cache")? {
         if !entry.name.to_str().is_some_and(|name| needed.contains(name)) {
             guards.cache.remove_file(&entry.name).doing("clear", "guards/cache")?;
         }
     }
     Ok(())
+}
+
+/// The images that guards need that exist.
+fn needed_images(guards: &GuardPlaces) -> Result<HashSet<String>, Error> {
+    let mut needed = HashSet::new();
+    for name in guards.names().doing("list", GUARDS_DIR)? {
+        let label = format!("guards/{name}");
+        let Some(dir) = guards.dir(&name).doing("open", &label)? else { continue };
+        if let Some(manifest) = manifest::read(&*dir, MANIFEST_FILE, &label)? {
+            needed.extend(images_of(&manifest));
+        }
+    }
+    Ok(needed)
+}
+
+fn images_of(manifest: &Manifest) -> impl Iterator<Item = String> + '_ {
+    manifest.originals.iter().filter_map(|original| Some(original.image.as_ref()?.name.clone()))
 }
 
 /// The patterns of the guard in this directory; `None` if it has not said them yet, or is being cleared away.

@@ -7,14 +7,14 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use atomtree_vfs::{Access, Dir, File, Kind};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::apply::{Applier, is_no_space};
+use crate::apply::{Applier, is_no_directory, is_no_space};
 use crate::error::{Doing, Error};
 use crate::image::Image;
 use crate::manifest;
@@ -168,6 +168,7 @@ fn keep(
         applier.sift_directory(dir, name, &change.path, &change.contents)?;
         // What did not belong there must not be back in it, and taken for ours, after a crash.
         places.quarantine.sync()?;
+        part_below(dir, name, change)?;
     } else if is_shared(dir, name)? {
         // Its other names can be edited, and nobody would tell this one.
         if image.content.digest().is_some() {
@@ -188,6 +189,48 @@ pub(crate) fn is_shared(dir: &dyn Dir, name: &OsStr) -> io::Result<bool> {
     Ok(found.kind == Kind::File && found.links > 1)
 }
 
+/// Ends the name of a copy that is being made, in `stage/`.
+const COPY_SUFFIX: &[u8] = b"-copy";
+
+/// Whether this is the name of such a copy.
+pub(crate) fn is_copy(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(COPY_SUFFIX)
+}
+
+/// Parts the files of a directory that goes from their other names, by which they could still be edited: each is copied
+/// where its digest tells a copy that was cut short, and else not kept.
+///
+/// The copy is made beside the directory, not in it: what a crash leaves in there that nobody logged is somebody else's.
+pub(crate) fn part_below(dir: &dyn Dir, name: &OsStr, change: &Change<'_>) -> io::Result<()> {
+    let top = dir.open_dir(Path::new(name))?;
+    let beside = OsString::from_vec([name.as_bytes(), COPY_SUFFIX].concat());
+    for (below, image) in change.contents.iter().filter(|(_, image)| image.kind == Kind::File) {
+        let parted = top.open_dir(below.parent_path()).and_then(|above| {
+            if !is_shared(&*above, below.name())? {
+                return Ok(());
+            }
+            let is_copied = image.content.digest().is_some() && {
+                match dir.remove_file(&beside) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => copy_file(&*above, below.name(), dir, &beside)?,
+                }
+            };
+            if is_copied {
+                dir.rename_over(&beside, &*above, below.name())?;
+            } else {
+                above.remove_file(below.name())?;
+            }
+            above.sync()
+        });
+        match parted {
+            // It went to quarantine.
+            Err(error) if is_no_directory(&error) => {}
+            parted => parted?,
+        }
+    }
+    Ok(())
+}
+
 /// Moves what stands at `name` to the image's name. Whatever stands there is what an attempt before has left.
 pub(crate) fn move_into(images: &dyn Dir, dir: &dyn Dir, name: &OsStr, kept: &ImageName) -> io::Result<()> {
     let to = kept.as_path().as_os_str();
@@ -205,14 +248,19 @@ pub(crate) fn move_into(images: &dyn Dir, dir: &dyn Dir, name: &OsStr, kept: &Im
 pub(crate) fn copy_into(places: &Places, dir: &dyn Dir, name: &OsStr, kept: &ImageName) -> io::Result<()> {
     let to = kept.as_path().as_os_str();
     remove(&*places.images, to)?;
+    copy_file(dir, name, &*places.images, to).map(drop)
+}
+
+/// Copies a file to a free name, durably. Returns whether there was space for it.
+fn copy_file(dir: &dyn Dir, name: &OsStr, to_dir: &dyn Dir, to: &OsStr) -> io::Result<bool> {
     let source = crate::image::open_own(dir, name)?;
-    let copied = places.images.create_file(to, 0o600).and_then(|copy| {
+    let copied = to_dir.create_file(to, 0o600).and_then(|copy| {
         copy.copy_from(&*source)?;
         Ok(copy)
     });
     match copied {
-        Err(error) if is_no_space(&error) => remove(&*places.images, to),
-        copied => copied?.sync_all(),
+        Err(error) if is_no_space(&error) => remove(to_dir, to).map(|()| false),
+        copied => copied?.sync_all().map(|()| true),
     }
 }
 
@@ -284,16 +332,24 @@ pub(crate) fn sweep_orphans(places: &Places, logged: &BTreeSet<TransactionId>) -
     Ok(())
 }
 
-/// Overwrites an image's file with zeros, durably, before it is unlinked.
+/// Overwrites an image's file with zeros, durably, before it is unlinked. Returns whether it did: one that has another
+/// name, as earlier versions could leave it, may be in the tree, and is not touched.
 ///
 /// # Errors
 /// `NotFound` if it is not kept any more.
-pub(crate) fn wipe(images: &dyn Dir, name: &ImageName) -> io::Result<()> {
+pub(crate) fn wipe(images: &dyn Dir, name: &ImageName) -> io::Result<bool> {
     let (dir, last) = place(images, name)?;
-    let dir = dir.as_deref().unwrap_or(images);
+    wipe_file(dir.as_deref().unwrap_or(images), &last)
+}
+
+/// As [`wipe`], for a file of the store's own.
+pub(crate) fn wipe_file(dir: &dyn Dir, last: &OsStr) -> io::Result<bool> {
+    if is_shared(dir, last)? {
+        return Ok(false);
+    }
     // Its mode matters to nobody any more, and may forbid it.
-    dir.set_mode_of(&last, 0o600)?;
-    let file = dir.open_file(&last, Access::ReadWrite)?;
+    dir.set_mode_of(last, 0o600)?;
+    let file = dir.open_file(last, Access::ReadWrite)?;
     let zeros = vec![0; 64 << 10];
     let size = file.metadata()?.size;
     let mut offset = 0;
@@ -302,7 +358,7 @@ pub(crate) fn wipe(images: &dyn Dir, name: &ImageName) -> io::Result<()> {
         file.write_at(&[io::IoSlice::new(&zeros[..length as usize])], offset)?;
         offset += length;
     }
-    file.sync_all()
+    file.sync_all().map(|()| true)
 }
 
 #[cfg(test)]

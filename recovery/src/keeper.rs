@@ -110,6 +110,7 @@ impl<'a> Keeper<'a> {
                 applier.sift_directory(dir, name, &change.path, &change.contents)?;
                 // What did not belong there must not be back in it, and taken for ours, after a crash.
                 self.places.quarantine.sync()?;
+                images::part_below(dir, name, change)?;
                 image
             }
             Kind::File => match self.take_file(dir, name, found.size, found.modified)? {

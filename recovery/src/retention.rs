@@ -4,15 +4,16 @@
 //! and what a crash leaves to be unlinked is found there again. Whoever is reading images holds a pin meanwhile, in
 //! whatever process, and nothing is taken away then.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atomtree_vfs::{Access, File, Lock, Timestamp};
+use atomtree_vfs::{Access, File, Kind, Lock, Timestamp};
 
 use crate::error::{Doing, Error};
+use crate::image::Digest;
 use crate::images::{self, ImageName};
 use crate::manifest::{self, Head, Summary};
 use crate::places::Places;
@@ -245,8 +246,8 @@ fn named_elsewhere(places: &Places, going: &OsStr) -> Result<BTreeSet<ImageName>
     Ok(named)
 }
 
-/// What scrubbing did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What scrubbing the history did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scrubbed {
     /// How many transactions had something to do with the path.
     pub transactions: u64,
@@ -254,7 +255,14 @@ pub struct Scrubbed {
     pub images: u64,
     /// How long they were, in bytes.
     pub bytes: u64,
+    /// How many of them were not overwritten, because they have another name, which may be in the tree.
+    pub shared: u64,
+    /// The contents that the path had, as far as the history knew them: lengths and digests.
+    pub contents: Contents,
 }
+
+/// Contents, by length and digest.
+pub type Contents = HashSet<(u64, Digest)>;
 
 /// Removes the images of everything at or below a path, and what the history tells of their contents. `None` while
 /// somebody reads images.
@@ -278,7 +286,10 @@ pub fn scrub(places: &Places, shelves: &mut Shelves, path: &TreePath) -> Result<
     for image in &wiped {
         match images::wipe(&*places.images, image) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result.doing("overwrite", &format!("images/{}", image.as_path().display()))?,
+            result => {
+                let is_wiped = result.doing("overwrite", &format!("images/{}", image.as_path().display()))?;
+                scrubbed.shared += u64::from(!is_wiped);
+            }
         }
     }
     drop(pin);
@@ -307,10 +318,14 @@ fn take_path(
             is_concerned = true;
             let mut states = [change.before.as_deref_mut(), change.after.as_deref_mut()];
             for state in states.iter_mut().flatten() {
+                // An empty one tells nothing, and is everywhere.
+                if state.kind == Kind::File && state.size > 0 {
+                    scrubbed.contents.extend(state.digest.map(|digest| (state.size, digest)));
+                }
                 (state.digest, state.target) = (None, None);
             }
             let Some(image) = change.image.take() else { continue };
-            let is_file = change.before.as_ref().is_some_and(|state| state.kind == atomtree_vfs::Kind::File);
+            let is_file = change.before.as_ref().is_some_and(|state| state.kind == Kind::File);
             if is_file {
                 scrubbed.images += 1;
                 scrubbed.bytes += change.before.as_ref().map_or(0, |state| state.size);

@@ -17,7 +17,7 @@ use crate::analyze::{Committed, Slots};
 use crate::apply::Applier;
 use crate::error::{Doing, Error};
 use crate::image::Slot;
-use crate::images::{ImageName, keep_original};
+use crate::images::{self, ImageName, keep_original};
 use crate::keeper::Keeper;
 use crate::known::{Known, Likeness};
 use crate::places::Places;
@@ -197,6 +197,10 @@ impl Sweep<'_, '_> {
     }
 
     fn file(&mut self, dir: &dyn Dir, dir_name: &str, name: &OsStr) -> io::Result<()> {
+        // Made by nobody else, and gone if the directory beside which it lay has been kept since it was listed.
+        if images::is_copy(name) {
+            return images::remove(dir, name);
+        }
         if let Some((transaction, change)) = slot_of(dir_name, name).and_then(|slot| self.slots.get(&slot)) {
             self.applier.set_lsn(transaction.lsn);
             if let Some(image) = &change.before

@@ -11,6 +11,7 @@ mod debian_package;
 mod errors;
 mod faults;
 mod foreign_dirs;
+mod forgetting;
 mod found_reading;
 mod full_disk;
 mod fuzz_corpus;

@@ -15,7 +15,7 @@ use atomtree_vfs::sim::Sim;
 
 use crate::crash_points::sum_over;
 
-fn machine(initial: &Tree) -> Sim {
+pub(crate) fn machine(initial: &Tree) -> Sim {
     let history = History { initial: initial.clone(), ..History::generate(1) };
     let sim = atomtree_tests::crash::machine(&history);
     sim.set_exchange_supported(true);
@@ -23,28 +23,31 @@ fn machine(initial: &Tree) -> Sim {
     sim
 }
 
-fn options(sim: &Sim) -> Options {
-    Options::new()
-        .vfs(Arc::new(sim.clone()))
-        .segment_bytes(64 << 10)
-        .log_bytes_max(1 << 20)
-        .checkpoints(Checkpoints::Manual)
+pub(crate) fn options(sim: &Sim) -> Options {
+    options_on(Arc::new(sim.clone()))
 }
 
-fn file(content: &[u8]) -> Entry {
+pub(crate) fn options_on(vfs: Arc<dyn atomtree_vfs::Vfs>) -> Options {
+    Options::new().vfs(vfs).segment_bytes(64 << 10).log_bytes_max(1 << 20).checkpoints(Checkpoints::Manual)
+}
+
+pub(crate) fn file(content: &[u8]) -> Entry {
     Entry::file(content.to_vec(), 0o644)
 }
 
-fn tree(entries: &[(&str, Entry)]) -> Tree {
+pub(crate) fn tree(entries: &[(&str, Entry)]) -> Tree {
     entries.iter().map(|(path, entry)| ((*path).to_owned(), entry.clone())).collect()
 }
 
-fn change(store: &Store, change: impl FnMut(&mut Transaction) -> Result<(), Error>) -> TransactionId {
+pub(crate) fn change(
+    store: &Store,
+    change: impl FnMut(&mut Transaction) -> Result<(), Error>,
+) -> TransactionId {
     store.transact(change).expect("nothing is in the way").1.tx()
 }
 
 /// What files hold of the store's part with this name: how many, and how long together.
-fn weigh(sim: &Sim, part: &str) -> (usize, u64) {
+pub(crate) fn weigh(sim: &Sim, part: &str) -> (usize, u64) {
     let tree = sim.tree(format!("/tree/.atomtree/{part}"));
     let lengths = tree.values().filter_map(|node| match &node.body {
         atomtree_vfs::sim::NodeBody::File(bytes) => Some(bytes.len() as u64),
@@ -372,7 +375,9 @@ fn a_secret_is_scrubbed_from_the_history() {
             .count()
     };
     assert_eq!(holds("images"), 2);
+    assert!(holds("wal") > 0);
     let scrubbed = store.scrub("config").unwrap();
+    assert_eq!(scrubbed.copies, ["images/0000000000000002-0/key"], "another path had it too");
     assert_eq!((scrubbed.transactions, scrubbed.images, scrubbed.bytes), (1, 1, secret.len() as u64));
     assert_eq!(holds("images"), 1);
     assert_eq!(
@@ -382,15 +387,80 @@ fn a_secret_is_scrubbed_from_the_history() {
     );
     let scrubbed = store.scrub("d").unwrap();
     assert_eq!((scrubbed.images, holds("images"), holds("history")), (1, 0, 0));
+    assert_eq!((holds(""), scrubbed.is_log_clean, scrubbed.copies.len()), (0, true, 0));
     assert_eq!(store.undo(two).unwrap_err().kind(), ErrorKind::NotFound);
     store.undo(three).unwrap();
     assert_eq!(sim.read_file("/tree/other").unwrap(), b"one");
     assert_eq!(store.scrub("nothing").unwrap().transactions, 0);
     assert_eq!(store.scrub("../x").unwrap_err().kind(), ErrorKind::InvalidPath);
     store.close().unwrap();
+    assert_eq!(holds(""), 0, "nor anywhere else in the store, its log included");
     // What was taken away does not come back when the log is read again.
     let killed = sim.kill();
     options(&killed).open("/tree").unwrap().close().unwrap();
+}
+
+/// Goal: an original in a directory that went shares no inode with a name that is still in the tree, by which it could be
+/// edited. Method: files of several names, a small and a large one, edited by their other names after a checkpoint, and
+/// after a recovery.
+#[test]
+fn an_original_in_a_directory_has_no_other_name() {
+    use atomtree_vfs::Vfs;
+    for is_killed in [false, true] {
+        let mut sim = machine(&tree(&[("d", Entry::Dir(0o755)), ("d/e", Entry::Dir(0o755))]));
+        let large = vec![7; 2 << 20];
+        sim.write_file("/tree/d/e/small", b"small");
+        sim.write_file("/tree/d/e/large", &large);
+        sim.write_file("/tree/d/alone", b"alone");
+        let [root, inner] = ["/tree", "/tree/d/e"].map(|path| sim.open_root(path.as_ref()).unwrap());
+        for name in ["small", "large"] {
+            inner.link(name.as_ref(), &*root, name.as_ref()).unwrap();
+        }
+        let mut store = options(&sim).open("/tree").unwrap();
+        let tx = change(&store, |tx| tx.remove_dir_all("d"));
+        if is_killed {
+            sim = sim.kill();
+            store = options(&sim).open("/tree").unwrap();
+        }
+        store.checkpoint().unwrap();
+        let root = sim.open_root("/tree".as_ref()).unwrap();
+        let edit = |name: &str| {
+            assert_eq!(root.metadata(name.as_ref()).unwrap().links, 1, "{name}, killed {is_killed}");
+            let file = root.open_file(name.as_ref(), atomtree_vfs::Access::ReadWrite).unwrap();
+            file.write_at(&[std::io::IoSlice::new(b"EDIT")], 0).unwrap();
+        };
+        edit("small");
+        edit("large");
+        let cat = |path: &str| store.cat(TransactionId(0), path).map_err(|error| error.kind());
+        assert_eq!(cat("d/e/small"), Ok(b"small".to_vec()), "killed {is_killed}");
+        assert!(cat("d/e/large") == Ok(large.clone()), "killed {is_killed}");
+        store.undo(tx).unwrap();
+        assert_eq!(sim.read_file("/tree/d/e/small").unwrap(), b"small");
+        assert_eq!(sim.read_file("/tree/d/alone").unwrap(), b"alone");
+        assert_eq!(sim.read_file("/tree/small").unwrap(), b"EDITl");
+        assert_eq!(quarantine_of(&sim), Tree::new());
+        store.close().unwrap();
+        check_stage_is_empty(&sim).unwrap();
+    }
+}
+
+/// Goal: scrubbing overwrites nothing that has a name in the tree. Method: an image that is given one, as an earlier
+/// version could have left it.
+#[test]
+fn scrubbing_overwrites_no_name_in_the_tree() {
+    use atomtree_vfs::Vfs;
+    let sim = machine(&tree(&[("a", file(b"the original"))]));
+    let store = options(&sim).open("/tree").unwrap();
+    change(&store, |tx| tx.write("a", "new"));
+    store.checkpoint().unwrap();
+    let [root, images] =
+        ["/tree", "/tree/.atomtree/images"].map(|path| sim.open_root(path.as_ref()).unwrap());
+    images.link("0000000000000001-0".as_ref(), &*root, "other".as_ref()).unwrap();
+    let scrubbed = store.scrub("a").unwrap();
+    assert_eq!((scrubbed.images, scrubbed.shared), (1, 1));
+    assert_eq!(sim.read_file("/tree/other").unwrap(), b"the original");
+    assert_eq!(weigh(&sim, "images"), (0, 0));
+    store.close().unwrap();
 }
 
 /// Goal: an original is checked before it is used, and a damaged or missing one is told, with nothing changed. Method:

@@ -638,6 +638,39 @@ impl Log {
         Ok(retired)
     }
 
+    /// Overwrites what former uses have left in free segments, and behind the last frame. Frames that are not retired stay.
+    /// Nobody else may append meanwhile. Returns how many bytes were overwritten.
+    ///
+    /// # Durability
+    /// It is overwritten durably when this returns, as far as the storage writes in place.
+    ///
+    /// # Errors
+    /// It can be tried again, unless it was a sync that failed, which poisons the log.
+    pub fn wipe_unused(&mut self) -> Result<u64, Error> {
+        self.check_poison()?;
+        // Behind a torn end stands what this log has to recognise.
+        let active = Some((&self.active, self.offset)).filter(|_| !self.is_torn);
+        let free = self.free.iter().map(|segment| (segment, HEADER_AREA_BYTES));
+        let mut wiped = 0;
+        for (segment, from) in free.chain(active) {
+            let bytes = segment.wipe(from)?;
+            if bytes == 0 {
+                continue;
+            }
+            if let Err(error) = segment.file.sync_data().doing("sync", segment.id()) {
+                self.poisoned = Some(error.to_string());
+                return Err(error);
+            }
+            wiped += bytes;
+        }
+        Ok(wiped)
+    }
+
+    /// Whether no segment but the active one holds frames that count.
+    pub fn is_one_segment(&self) -> bool {
+        self.sealed.is_empty()
+    }
+
     /// Whether another spare should be made: the active segment is more than half full, at most the one that is
     /// always kept is left, and the log may still grow.
     pub fn wants_spare(&self) -> bool {

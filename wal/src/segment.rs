@@ -232,4 +232,24 @@ impl Segment {
         self.header = header;
         Ok(())
     }
+
+    /// Writes zeros over whatever there is from `from` on, and returns how many bytes that were. Not durable until the file
+    /// is synced.
+    pub(crate) fn wipe(&self, from: u64) -> Result<u64, Error> {
+        let zeros = vec![0; ZEROS_BYTES];
+        let mut found = vec![0; ZEROS_BYTES];
+        let (mut offset, end, mut wiped) = (from, self.header.segment_bytes, 0);
+        while offset < end {
+            let length = (end - offset).min(ZEROS_BYTES as u64) as usize;
+            self.file.read_exact_at(&mut found[..length], offset).doing("read", self.id())?;
+            // What is zero already is not made dirty.
+            if found[..length] != zeros[..length] {
+                let parts = [IoSlice::new(&zeros[..length])];
+                self.file.write_at(&parts, offset).doing("write zeros to", self.id())?;
+                wiped += length as u64;
+            }
+            offset += length as u64;
+        }
+        Ok(wiped)
+    }
 }

@@ -2,14 +2,11 @@
 //!
 //! The history is read a manifest at a time, so that what this needs does not grow with it.
 
-use std::io;
-use std::path::Path;
-
 use atomtree_recovery::Doing;
 use atomtree_recovery::manifest::{self, ChangeSummary};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::stage::LOCK_FILE;
-use atomtree_vfs::{Dir, Kind};
+use atomtree_recovery::weight::{weigh, weigh_part};
 
 use super::{Inspection, PastTransaction, Status};
 use crate::error::Error;
@@ -43,8 +40,22 @@ pub struct Stats {
     pub settled_ns: Option<i64>,
     /// Files in `stage/`.
     pub staged: u64,
-    /// Length in bytes of the files in quarantine.
+    /// Length of those in bytes.
+    pub staged_bytes: u64,
+    /// Files in `images/`, by which transactions can be undone.
+    pub images: u64,
+    /// Length of those in bytes.
+    pub image_bytes: u64,
+    /// Files in `guards/cache/`: images of open guards, and of the last ones, which save the next one copying.
+    pub guard_images: u64,
+    /// Length of those in bytes.
+    pub guard_image_bytes: u64,
+    /// Files in quarantine, those in directories there included.
+    pub quarantined_files: u64,
+    /// Length of those in bytes.
     pub quarantined_bytes: u64,
+    /// Length in bytes of everything that the store keeps, whole segments of the log included.
+    pub store_bytes: u64,
 }
 
 impl Inspection {
@@ -55,6 +66,10 @@ impl Inspection {
     pub fn stats(&self) -> Result<Stats, Error> {
         self.patiently(|| {
             let (store, _) = StoreFile::read(&*self.places.store)?;
+            let staged = weigh(&*self.places.stage, "stage", Some(LOCK_FILE))?;
+            let images = weigh(&*self.places.images, "images", None)?;
+            let guard_images = weigh_part(&self.places, "guards/cache")?;
+            let quarantined = weigh(&*self.places.quarantine, "quarantine", None)?;
             let mut stats = Stats {
                 status: self.status()?,
                 segment_bytes: store.segment_bytes,
@@ -67,8 +82,15 @@ impl Inspection {
                 manifests: 0,
                 manifest_bytes: 0,
                 settled_ns: None,
-                staged: weigh(&*self.places.stage, "stage", Some(LOCK_FILE))?.files,
-                quarantined_bytes: weigh(&*self.places.quarantine, "quarantine", None)?.bytes,
+                staged: staged.files,
+                staged_bytes: staged.bytes,
+                images: images.files,
+                image_bytes: images.bytes,
+                guard_images: guard_images.files,
+                guard_image_bytes: guard_images.bytes,
+                quarantined_files: quarantined.files,
+                quarantined_bytes: quarantined.bytes,
+                store_bytes: weigh_part(&self.places, "")?.bytes,
             };
             // Newest first. After a crash behind a manifest, and when something is settled meanwhile, the log and a
             // manifest tell the same; it is counted once.
@@ -104,40 +126,4 @@ impl Stats {
         let newest = self.oldest_and_newest.take().map_or_else(|| past.clone(), |(_, newest)| newest);
         self.oldest_and_newest = Some((past, newest));
     }
-}
-
-#[derive(Default)]
-struct Weight {
-    files: u64,
-    bytes: u64,
-}
-
-/// The files below a directory of the store but those of one name. What vanishes meanwhile is not counted.
-fn weigh(dir: &dyn Dir, label: &str, except: Option<&str>) -> Result<Weight, Error> {
-    let mut weight = Weight::default();
-    for entry in dir.list().doing("list", label)? {
-        if except.is_some_and(|name| entry.name == name) {
-            continue;
-        }
-        let label = format!("{label}/{}", entry.name.to_string_lossy());
-        if entry.kind == Kind::Dir {
-            match dir.open_dir(Path::new(&entry.name)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => {
-                    let Weight { files, bytes } = weigh(&*result.doing("open", &label)?, &label, except)?;
-                    weight.files += files;
-                    weight.bytes += bytes;
-                }
-            }
-            continue;
-        }
-        match dir.metadata(&entry.name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => {
-                weight.files += 1;
-                weight.bytes += result.doing("read the metadata of", &label)?.size;
-            }
-        }
-    }
-    Ok(weight)
 }

@@ -133,6 +133,15 @@ fn leave_images(sim: &Sim) {
     sim.write_file(format!("{ROOT}/.atomtree/images/0000000000000001-0"), b"left");
 }
 
+/// A file in a directory, and a name outside of it.
+fn give_outer_name(sim: &Sim) {
+    let root = sim.another_process().open_root(Path::new(ROOT)).expect("it is there");
+    let dir = root.open_dir(Path::new("d")).expect("it is there");
+    root.remove_file("twin".as_ref()).expect("it is there");
+    dir.link("y".as_ref(), &*root, "twin".as_ref()).expect("nothing is in the way");
+    root.sync_filesystem().expect("nothing fails");
+}
+
 fn give_second_name(sim: &Sim) {
     let root = sim.another_process().open_root(Path::new(ROOT)).expect("it is there");
     root.link("a".as_ref(), &*root, "twin".as_ref()).expect("nothing is in the way");
@@ -228,5 +237,15 @@ pub(super) fn all() -> Vec<Workload> {
         root.remove_file("twin".as_ref()).expect("it is there");
         give_second_name(sim);
     }));
+    let with_copy = [&removals()[..], &[Op::Remove("z")]].concat();
+    let mut secret = of(
+        "a secret that other names have too",
+        SETTINGS,
+        &initial(),
+        vec![Act::Commit(with_copy), Act::Checkpoint, Act::OnStore(scrub, nothing)],
+    );
+    secret.initial.insert("twin".into(), file(30));
+    secret.initial.insert("z".into(), file(300));
+    all.push(secret.prepared(give_outer_name));
     all
 }
