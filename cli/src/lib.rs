@@ -9,6 +9,7 @@ mod arguments;
 mod batch;
 mod color;
 mod demo;
+mod diff;
 mod document;
 mod duration;
 mod fields;

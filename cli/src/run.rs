@@ -5,6 +5,7 @@
 
 mod child;
 mod save;
+mod shown;
 mod summary;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ use crate::arguments::Common;
 use crate::duration;
 use crate::run::child::{Child, Ending};
 use crate::run::save::SavedTo;
+use crate::run::shown::Shown;
 use crate::run::summary::{Outcome, Summary};
 use crate::store_flags::StoreFlags;
 
@@ -45,7 +47,7 @@ pub(crate) struct RunFlags {
     /// End the command after this long, and roll back: 90, 90s, 5m, 1h
     #[arg(long, value_name = "D", value_parser = duration::parse_positive)]
     timeout: Option<Duration>,
-    /// Say what the command has changed, and roll back all the same
+    /// Show what the command has changed, text line by line, and roll back all the same
     #[arg(long)]
     dry_run: bool,
     /// Keep what a roll back removes or replaces in this directory
@@ -123,7 +125,7 @@ fn by_signal(signal: i32) -> u8 {
 fn keep(guard: Guard, start: Instant) -> Result<Summary, Failure> {
     let changes = guard.changes()?;
     guard.keep()?;
-    Ok(Summary { changes, saved: Vec::new(), lost: Vec::new(), took: start.elapsed() })
+    Ok(Summary { changes, shown: None, saved: Vec::new(), lost: Vec::new(), took: start.elapsed() })
 }
 
 /// Ends everything that the command started, and rolls back.
@@ -145,11 +147,12 @@ fn end(
         guard.leave();
         return Err(Failure::new(ErrorKind::Locked, message));
     }
+    let shown = if flags.dry_run { Some(Shown::read(&guard)?) } else { None };
     let is_kept = saved_to.is_some() && !flags.dry_run;
     let done = if is_kept { guard.roll_back_keeping()? } else { guard.roll_back()? };
     let saved = match saved_to {
         Some(saved_to) if is_kept => saved_to.take(root, &done.kept)?,
         _ => Vec::new(),
     };
-    Ok(Summary { changes: done.changes, saved, lost: done.lost, took: start.elapsed() })
+    Ok(Summary { changes: done.changes, shown, saved, lost: done.lost, took: start.elapsed() })
 }

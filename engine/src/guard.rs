@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use atomtree_recovery::guards::{
     self, Announced, Changes, EVERYTHING, Ended, GuardPlaces, GuardTurn, Keep, OpenGuard, PatternTexts,
-    Patterns, RolledBack,
+    Patterns, RolledBack, Stood,
 };
 
 use atomtree_recovery::recover::Report as RecoveryReport;
+use atomtree_recovery::tree_path::TreePath;
 use atomtree_vfs::Vfs;
 use atomtree_vfs::os::Os;
 
@@ -119,6 +120,15 @@ impl Guard {
     /// Which names have changed since it was opened.
     pub fn changes(&self) -> Result<Changes, Error> {
         Ok(self.open().changes(&self.shared.engine.places)?)
+    }
+
+    /// What stood at this name when the guard was opened, and what does now, with contents of up to `bytes_max` bytes.
+    pub fn before_and_after(
+        &self,
+        path: &TreePath,
+        bytes_max: u64,
+    ) -> Result<(Option<Stood>, Option<Stood>), Error> {
+        Ok(self.open().before_and_after(&self.shared.engine.places, path, bytes_max)?)
     }
 
     /// Keeps what stands there now.

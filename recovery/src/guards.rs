@@ -24,6 +24,7 @@ mod note;
 mod patterns;
 mod restore;
 mod scrub;
+mod stood;
 mod walk;
 
 use std::collections::HashSet;
@@ -40,6 +41,7 @@ pub use manifest::Manifest;
 pub use patterns::{EVERYTHING, PatternTexts, Patterns};
 pub use restore::{Keep, RolledBack};
 pub use scrub::scrub;
+pub use stood::Stood;
 
 use crate::error::{Doing, Error, Refusal};
 use crate::places::Places;

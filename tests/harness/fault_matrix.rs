@@ -409,7 +409,7 @@ fn run(
         {
             workload.find(&world.sim, &world.allowed).map_err(|reason| format!("after {error}, {reason}"))?;
         }
-        if cell.lasting != Lasting::Once && random.percent(50) {
+        if is_original_lost(error.kind(), cell) || cell.lasting != Lasting::Once && random.percent(50) {
             return Ok(());
         }
         // The device is well again.
@@ -440,8 +440,16 @@ fn is_truthful(kind: ErrorKind, cell: &Cell) -> bool {
         )
         // Where `openat2` is refused, nothing is known to stay inside the root.
         || cell.errno == Errno::Permission && kind == ErrorKind::Unsupported
+        || is_original_lost(kind, cell)
         // A file that could be read and can't any more was changed by somebody.
         || cell.errno == Errno::Permission && kind == ErrorKind::Conflict && cell.key.0.verb == Verb::OpenFile
+}
+
+/// Whether there was no space for keeping an original, and it was to be brought back.
+fn is_original_lost(kind: ErrorKind, cell: &Cell) -> bool {
+    cell.errno.kind() == ErrorKind::NoSpace
+        && kind == ErrorKind::NotFound
+        && cell.key.0.file == "recovery/src/images.rs"
 }
 
 /// Whether the failure is of a sync after which nothing may be acknowledged any more.

@@ -9,8 +9,10 @@ use atomtree::{GuardChanges, TreePath};
 use serde::Serialize;
 
 use super::child::Ending;
+use super::shown::Shown;
 use crate::answer::{Failure, json, print};
 use crate::arguments::Common;
+use crate::diff::{Change, table_of};
 use crate::path::JsonPath;
 use crate::text::{counted, printable, span_of_ms};
 
@@ -20,6 +22,8 @@ const NAMES_TOLD: usize = 50;
 /// What had changed when the command ended.
 pub(super) struct Summary {
     pub(super) changes: GuardChanges,
+    /// Of a dry run.
+    pub(super) shown: Option<Shown>,
     pub(super) saved: Vec<(TreePath, PathBuf)>,
     pub(super) lost: Vec<TreePath>,
     pub(super) took: Duration,
@@ -35,7 +39,7 @@ pub(super) struct Outcome {
 }
 
 #[derive(Serialize)]
-struct Ran {
+struct Ran<'a> {
     ok: bool,
     kept: bool,
     status: u8,
@@ -44,11 +48,22 @@ struct Ran {
     created: Vec<JsonPath>,
     changed: Vec<JsonPath>,
     removed: Vec<JsonPath>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<Vec<Difference<'a>>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     saved: Vec<Saved>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     lost: Vec<JsonPath>,
     ms: f64,
+}
+
+/// What a dry run shows of a name.
+#[derive(Serialize)]
+struct Difference<'a> {
+    #[serde(flatten)]
+    change: &'a Change,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diff: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -61,10 +76,14 @@ fn names(paths: &[TreePath]) -> Vec<JsonPath> {
     paths.iter().map(|path| JsonPath::from(path.as_path())).collect()
 }
 
+fn differences(shown: &Shown) -> Vec<Difference<'_>> {
+    shown.changes.iter().map(|(change, diff)| Difference { change, diff: diff.as_deref() }).collect()
+}
+
 impl Outcome {
     /// Says it.
     pub(super) fn tell(&self, common: &Common) -> Result<(), Failure> {
-        let Summary { changes, saved, lost, took } = &self.summary;
+        let Summary { changes, shown, saved, lost, took } = &self.summary;
         let ms = (took.as_secs_f64() * 100_000.0).round() / 100.0;
         if common.json {
             let saved = saved.iter().map(|(path, saved)| Saved {
@@ -79,6 +98,7 @@ impl Outcome {
                 created: names(&changes.created),
                 changed: names(&changes.changed),
                 removed: names(&changes.removed),
+                changes: shown.as_ref().map(differences),
                 saved: saved.collect(),
                 lost: names(lost),
                 ms,
@@ -90,7 +110,7 @@ impl Outcome {
     }
 
     fn told(&self, ms: f64) -> String {
-        let Summary { changes, saved, lost, .. } = &self.summary;
+        let Summary { changes, shown, saved, lost, .. } = &self.summary;
         let what = match (self.is_kept, self.is_dry_run, self.ending) {
             (true, ..) => "kept".to_owned(),
             (false, _, Ending::TimedOut) => "rolled back, because it took too long".to_owned(),
@@ -109,6 +129,16 @@ impl Outcome {
             .chain(changes.changed.iter().map(|path| ('~', path)))
             .chain(changes.removed.iter().map(|path| ('-', path)));
         let count = changes.created.len() + changes.changed.len() + changes.removed.len();
+        if let Some(Shown { changes, is_cut }) = shown {
+            // On standard error, whose colors nobody has asked for.
+            lines.push(table_of(changes.iter().map(|(change, _)| change)).text(false));
+            lines
+                .extend(changes.iter().filter_map(|(_, diff)| diff.as_ref()).map(|diff| format!("\n{diff}")));
+            if *is_cut {
+                lines.push("  and more than can be shown".into());
+            }
+            return lines.join("\n");
+        }
         for (mark, path) in all.take(NAMES_TOLD) {
             lines.push(format!("  {mark} {}", printable(&path.to_string())));
         }
@@ -138,6 +168,7 @@ mod tests {
             GuardChanges { created: vec![path("a")], changed: vec![path("b")], removed: vec![path("c")] };
         let summary = Summary {
             changes,
+            shown: None,
             saved: vec![(path("a"), "out/a".into())],
             lost: vec![path("d")],
             took: Duration::from_millis(3),

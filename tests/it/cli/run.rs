@@ -95,7 +95,24 @@ fn edits_stand_or_fall_with_the_command() {
     }
     let missing = tree.run(&["run", "--", "/no/such/program"]);
     assert_eq!(missing.status, 127, "{missing:?}");
-    assert_eq!(tree.under_guard(&["--dry-run"], sed).status, 0);
+    let ran = tree.under_guard(&["--dry-run"], sed);
+    assert_eq!(ran.status, 0);
+    assert!(ran.err.contains("--- src/7.rs before\n+++ src/7.rs after\n"), "{ran:?}");
+    assert!(ran.err.contains("\n+fn new_name_7() { new_name(); }"), "{ran:?}");
+    assert_eq!(tree.all(), before);
+    let changes =
+        "chmod 600 src/1.rs; ln -sf top src/2.rs; printf '\\0\\1' > src/3.rs; head -c 400000 /dev/zero > big";
+    let ran = tree.under_guard(&["--json", "--dry-run"], changes);
+    let said: serde_json::Value =
+        serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    let shown = |path: &str| {
+        let all = said["changes"].as_array().unwrap();
+        all.iter().find(|change| change["path"] == path).unwrap_or_else(|| panic!("{path}: {ran:?}")).clone()
+    };
+    assert_eq!((&shown("src/1.rs")["after"]["mode"], shown("src/1.rs").get("diff")), (&"0600".into(), None));
+    assert_eq!(shown("src/2.rs")["after"]["kind"], "symlink");
+    assert_eq!((shown("src/3.rs")["after"]["size"].clone(), shown("src/3.rs").get("diff")), (2.into(), None));
+    assert_eq!((shown("big")["after"]["size"].clone(), shown("big").get("before")), (400_000.into(), None));
     assert_eq!(tree.all(), before);
     let ran = tree.under_guard(&[], sed);
     assert_eq!((ran.status, ran.out.as_str()), (0, ""), "{ran:?}");
