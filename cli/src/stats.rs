@@ -37,6 +37,8 @@ struct Stats {
     staged: u64,
     quarantined: u64,
     quarantined_bytes: u64,
+    guard_images: u64,
+    guard_image_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -75,6 +77,8 @@ pub(crate) fn stats(common: &Common) -> Result<u8, Failure> {
             staged: found.staged,
             quarantined: found.status.quarantined,
             quarantined_bytes: found.quarantined_bytes,
+            guard_images: found.guard_images,
+            guard_image_bytes: found.guard_image_bytes,
         }))?;
     } else {
         print(&table(&found).text(common.is_colored()))?;
@@ -109,5 +113,7 @@ fn table(found: &atomtree::Stats) -> Table {
     table.fact("staged", counted(found.staged, "file"));
     let (quarantined, bytes) = (counted(status.quarantined, "file"), size(found.quarantined_bytes));
     table.fact("quarantine", format!("{quarantined}, {bytes}"));
+    let (images, bytes) = (counted(found.guard_images, "image"), size(found.guard_image_bytes));
+    table.fact("guards", format!("{images}, {bytes}"));
     table
 }

@@ -80,6 +80,7 @@ pub struct Options {
     pub(crate) settle_after: Duration,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) retention: Retention,
+    pub(crate) guard_cache_bytes_max: u64,
     pub(crate) submitted_max: usize,
     pub(crate) lock_timeout: Duration,
     pub(crate) exclusive: bool,
@@ -102,6 +103,7 @@ impl Default for Options {
             settle_after: Duration::from_secs(1),
             checkpoints: Checkpoints::default(),
             retention: Retention::default(),
+            guard_cache_bytes_max: 1 << 30,
             submitted_max: 1024,
             lock_timeout: Duration::from_secs(30),
             exclusive: false,
@@ -199,6 +201,16 @@ impl Options {
     #[must_use]
     pub fn history_transactions_max(mut self, transactions: u64) -> Self {
         self.retention.transactions_max = transactions;
+        self
+    }
+
+    /// What the images may take that guards leave for the next one, in bytes: what has not changed is then not copied again.
+    /// Default 1 GiB. Beyond that those go first that were not used for the longest time, each time a guard ends; what an
+    /// open guard needs always stays. With 0 nothing is left. A copy that shares its blocks with the file counts as if it
+    /// did not.
+    #[must_use]
+    pub fn guard_cache_bytes_max(mut self, bytes: u64) -> Self {
+        self.guard_cache_bytes_max = bytes;
         self
     }
 

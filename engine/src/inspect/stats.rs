@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use atomtree_recovery::Doing;
+use atomtree_recovery::guards;
 use atomtree_recovery::manifest::{self, ChangeSummary};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::stage::LOCK_FILE;
@@ -45,6 +46,10 @@ pub struct Stats {
     pub staged: u64,
     /// Length in bytes of the files in quarantine.
     pub quarantined_bytes: u64,
+    /// Images of guards, open ones and those that ended: [`crate::Options::guard_cache_bytes_max`] bounds what the latter leave.
+    pub guard_images: u64,
+    /// Their length in bytes.
+    pub guard_image_bytes: u64,
 }
 
 impl Inspection {
@@ -55,6 +60,10 @@ impl Inspection {
     pub fn stats(&self) -> Result<Stats, Error> {
         self.patiently(|| {
             let (store, _) = StoreFile::read(&*self.places.store)?;
+            let guarded = match guards::cache(&self.places).doing("open", "guards/cache")? {
+                Some(cache) => weigh(&*cache, "guards/cache", None)?,
+                None => Weight::default(),
+            };
             let mut stats = Stats {
                 status: self.status()?,
                 segment_bytes: store.segment_bytes,
@@ -69,6 +78,8 @@ impl Inspection {
                 settled_ns: None,
                 staged: weigh(&*self.places.stage, "stage", Some(LOCK_FILE))?.files,
                 quarantined_bytes: weigh(&*self.places.quarantine, "quarantine", None)?.bytes,
+                guard_images: guarded.files,
+                guard_image_bytes: guarded.bytes,
             };
             // Newest first. After a crash behind a manifest, and when something is settled meanwhile, the log and a
             // manifest tell the same; it is counted once.

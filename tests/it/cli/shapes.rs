@@ -53,7 +53,7 @@ const THIRD: &str =
 fn figures_and_states_are_frozen() {
     let tree = Tree::new();
     tree.applied(r#"{"ops":[]}"#);
-    let nothing = r#"{"ok":true,"transactions":0,"unsettled":0,"files":0,"created":0,"replaced":0,"removed":0,"content_bytes":0,"log_segments":2,"log_segments_free":1,"segment_bytes":65536,"log_bytes":#,"checkpoint_lsn":#,"manifests":0,"manifest_bytes":0,"staged":0,"quarantined":0,"quarantined_bytes":0}"#;
+    let nothing = r#"{"ok":true,"transactions":0,"unsettled":0,"files":0,"created":0,"replaced":0,"removed":0,"content_bytes":0,"log_segments":2,"log_segments_free":1,"segment_bytes":65536,"log_bytes":#,"checkpoint_lsn":#,"manifests":0,"manifest_bytes":0,"staged":0,"quarantined":0,"quarantined_bytes":0,"guard_images":0,"guard_image_bytes":0}"#;
     let lsns = ["log_bytes", "checkpoint_lsn"];
     assert_shape(&json(&tree, &["stats"]), 0, &lsns, nothing);
     let empty_log = json(&tree, &["log"]);
@@ -61,7 +61,7 @@ fn figures_and_states_are_frozen() {
 
     tree.applied(TWO);
     tree.applied(THIRD);
-    let counted = r#"{"ok":true,"transactions":2,"first":{"tx":1,"time":#},"last":{"tx":2,"time":#},"unsettled":0,"files":5,"created":3,"replaced":1,"removed":1,"content_bytes":18,"log_segments":2,"log_segments_free":1,"segment_bytes":65536,"log_bytes":#,"checkpoint_lsn":#,"checkpoint_time":#,"manifests":2,"manifest_bytes":#,"staged":0,"quarantined":0,"quarantined_bytes":0}"#;
+    let counted = r#"{"ok":true,"transactions":2,"first":{"tx":1,"time":#},"last":{"tx":2,"time":#},"unsettled":0,"files":5,"created":3,"replaced":1,"removed":1,"content_bytes":18,"log_segments":2,"log_segments_free":1,"segment_bytes":65536,"log_bytes":#,"checkpoint_lsn":#,"checkpoint_time":#,"manifests":2,"manifest_bytes":#,"staged":0,"quarantined":0,"quarantined_bytes":0,"guard_images":0,"guard_image_bytes":0}"#;
     let keys = ["time", "log_bytes", "checkpoint_lsn", "checkpoint_time", "manifest_bytes"];
     assert_shape(&json(&tree, &["stats"]), 0, &keys, counted);
 
