@@ -30,6 +30,7 @@ const NUMBERS: &[Number] = &[
     Number { name: "history-age-max-days", unit: "DAYS", help: "How old a transaction gets before the history forgets it [default: 30]", set: |options, days| options.history_age_max(Some(Duration::from_secs(days.saturating_mul(86_400)))) },
     Number { name: "history-transactions-max", unit: "N", help: "How many settled transactions the history keeps, but for those of one checkpoint [default: any number]", set: Options::history_transactions_max },
     Number { name: "quarantine-bytes-max", unit: "BYTES", help: "What the quarantine may take before commits are refused until `prune --quarantine` empties it [default: 1073741824]", set: |options, bytes| options.quarantine_bytes_max(Some(bytes)) },
+    Number { name: "guard-cache-bytes-max", unit: "BYTES", help: "What the images may take that guards leave for the next one, which then copies only what has changed [default: 1073741824]", set: Options::guard_cache_bytes_max },
 ];
 
 /// The log's bound counts at least three segments, and the default one would refuse large segments.

@@ -141,7 +141,8 @@ impl Guard {
     /// open may find either.
     pub fn keep(mut self) -> Result<(), Error> {
         let open = self.open.take().expect("it is there until the guard ends");
-        let kept = open.keep(&self.shared.engine.places);
+        let engine = &self.shared.engine;
+        let kept = open.keep(&engine.places, engine.options.guard_cache_bytes_max);
         self.finish(&open, kept)
     }
 
@@ -175,7 +176,8 @@ impl Guard {
     }
 
     fn roll_back_open(&self, open: &OpenGuard, keep: Keep) -> Result<RolledBack, Error> {
-        let done = open.roll_back(&self.shared.engine.places, keep);
+        let engine = &self.shared.engine;
+        let done = open.roll_back(&engine.places, keep, engine.options.guard_cache_bytes_max);
         self.finish(open, done)
     }
 
@@ -307,7 +309,8 @@ impl Engine {
     /// Rolls back guards whose owners have gone. Under the commit lock.
     pub(crate) fn roll_back_abandoned(&self) -> Result<RecoveryReport, Error> {
         let mut report = RecoveryReport::default();
-        for rolled_back in guards::roll_back_abandoned(&self.places)? {
+        let cache_bytes_max = self.options.guard_cache_bytes_max;
+        for rolled_back in guards::roll_back_abandoned(&self.places, cache_bytes_max)? {
             report.rolled_back += 1;
             report.lost.extend(rolled_back.lost);
         }

@@ -81,6 +81,7 @@ pub struct Options {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) retention: Retention,
     pub(crate) quarantine_bytes_max: Option<u64>,
+    pub(crate) guard_cache_bytes_max: u64,
     pub(crate) submitted_max: usize,
     pub(crate) lock_timeout: Duration,
     pub(crate) exclusive: bool,
@@ -104,6 +105,7 @@ impl Default for Options {
             checkpoints: Checkpoints::default(),
             retention: Retention::default(),
             quarantine_bytes_max: Some(1 << 30),
+            guard_cache_bytes_max: 1 << 30,
             submitted_max: 1024,
             lock_timeout: Duration::from_secs(30),
             exclusive: false,
@@ -213,6 +215,16 @@ impl Options {
     #[must_use]
     pub fn quarantine_bytes_max(mut self, bytes: Option<u64>) -> Self {
         self.quarantine_bytes_max = bytes;
+        self
+    }
+
+    /// What the images may take that guards leave for the next one, in bytes: what has not changed is then not copied again.
+    /// Default 1 GiB. Beyond that those go first that were not used for the longest time, each time a guard ends; what an
+    /// open guard needs always stays. With 0 nothing is left. A copy that shares its blocks with the file counts as if it
+    /// did not.
+    #[must_use]
+    pub fn guard_cache_bytes_max(mut self, bytes: u64) -> Self {
+        self.guard_cache_bytes_max = bytes;
         self
     }
 

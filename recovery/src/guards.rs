@@ -27,8 +27,9 @@ mod scrub;
 mod stood;
 mod walk;
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -348,28 +349,30 @@ impl OpenGuard {
     /// # Durability
     /// Everything that was written before this was called is durable before the guard ends.
     ///
+    /// Images that are left may take `cache_bytes_max` then.
+    ///
     /// # Errors
     /// A failed sync: the guard still exists, and whoever opens the store next rolls it back. For
     /// [`Ended::Unknown`] whether it does is unknown.
-    pub fn keep(&self, places: &Places) -> Result<(), Ended> {
+    pub fn keep(&self, places: &Places, cache_bytes_max: u64) -> Result<(), Ended> {
         places.root.sync_filesystem().doing("sync the file system of", ".").map_err(Ended::Not)?;
-        self.end()
+        self.end(cache_bytes_max)
     }
 
-    /// Puts everything back as it was, and ends the guard.
+    /// Puts everything back as it was, and ends the guard. Images that are left may take `cache_bytes_max` then.
     ///
     /// # Errors
     /// The guard still exists, and a roll back can be tried again: by this, or by whoever opens the store next.
-    pub fn roll_back(&self, places: &Places, keep: Keep) -> Result<RolledBack, Ended> {
+    pub fn roll_back(&self, places: &Places, keep: Keep, cache_bytes_max: u64) -> Result<RolledBack, Ended> {
         let guard = (self.id.as_str(), &*self.dir);
         let restored = restore::restore(places, &self.guards, guard, &self.manifest, Trust::Times, keep);
         let done = restored.map_err(Ended::Not)?;
-        self.end()?;
+        self.end(cache_bytes_max)?;
         Ok(done)
     }
 
-    fn end(&self) -> Result<(), Ended> {
-        end(&self.guards, &self.id, &*self.dir, &self.manifest)
+    fn end(&self, cache_bytes_max: u64) -> Result<(), Ended> {
+        end(&self.guards, &self.id, &*self.dir, &self.manifest, cache_bytes_max)
     }
 
     /// Leaves the guard to whoever opens the store next.
@@ -397,14 +400,20 @@ impl Ended {
     }
 }
 
-/// Ends a guard, and keeps its images for the next one.
-fn end(guards: &GuardPlaces, id: &str, dir: &dyn Dir, manifest: &Manifest) -> Result<(), Ended> {
+/// Ends a guard, and keeps its images for the next one, as far as they fit.
+fn end(
+    guards: &GuardPlaces,
+    id: &str,
+    dir: &dyn Dir,
+    manifest: &Manifest,
+    cache_bytes_max: u64,
+) -> Result<(), Ended> {
     let label = format!("guards/{id}");
     dir.remove_file(OsStr::new(MANIFEST_FILE)).doing("end", &label).map_err(Ended::Not)?;
     dir.sync().doing("sync", &label).map_err(Ended::Unknown)?;
     // The rest is order. What is left lying is swept by a later guard, or at the next open.
     if let Ok(turn) = guards.take_turn() {
-        let index = write_index(guards, manifest);
+        let index = write_index(guards, manifest, cache_bytes_max);
         let _ = clear(guards, id, dir);
         if let Ok(Some(index)) = index {
             let _ = clear_cache(guards, &index);
@@ -416,28 +425,46 @@ fn end(guards: &GuardPlaces, id: &str, dir: &dyn Dir, manifest: &Manifest) -> Re
 
 /// Takes the images of a guard that has ended into the index: they are durable, and nobody else refers to them. Returns
 /// the index if that has changed it: then there may be images that nobody needs any more.
-fn write_index(guards: &GuardPlaces, ended: &Manifest) -> io::Result<Option<Manifest>> {
-    let mut index = guards.index();
+fn write_index(guards: &GuardPlaces, ended: &Manifest, cache_bytes_max: u64) -> io::Result<Option<Manifest>> {
+    let before = guards.index();
+    let mut index = before.clone();
     let has_image = |original: &&manifest::Original| original.image.is_some();
-    let is_new = (ended.originals.iter().filter(has_image))
-        .any(|original| index.find(&original.path).is_none_or(|known| known.image != original.image));
     // A name that has gone would otherwise be known for ever.
     let patterns = Patterns::new(ended.patterns.clone()).map_err(io::Error::other)?;
     let has_gone = |known: &manifest::Original| {
         ended.find(&known.path).is_none() && patterns.concerns(&known.tree_path(), false)
     };
-    if !is_new && !index.originals.iter().any(has_gone) {
-        return Ok(None);
-    }
     index.originals.retain(|known| ended.find(&known.path).is_none() && !has_gone(known));
     index.originals.extend(ended.originals.iter().filter(has_image).cloned());
+    // What was put back is in the tree.
+    let cached: HashSet<OsString> = guards.cache.list()?.into_iter().map(|entry| entry.name).collect();
+    let is_cached = |image: &manifest::ImageOf| cached.contains(OsStr::new(&image.name));
+    index.originals.retain(|original| original.image.as_ref().is_some_and(is_cached));
+    keep_within(&mut index.originals, cache_bytes_max);
     index.originals.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+    if index == before {
+        return Ok(None);
+    }
     let new = format!("{INDEX_FILE}{NEW_SUFFIX}");
     remove_if_there(&*guards.guards, &new)?;
     manifest::write(&*guards.guards, &new, &index)?;
     // Not synced: one that is torn after a power cut is as good as none.
     guards.guards.rename_over(OsStr::new(&new), &*guards.guards, OsStr::new(INDEX_FILE))?;
     Ok(Some(index))
+}
+
+/// Leaves out what does not fit beside images that were used later: of those of one guard, the largest.
+fn keep_within(originals: &mut Vec<manifest::Original>, bytes_max: u64) {
+    originals.sort_unstable_by_key(|original| {
+        let used = original.image.as_ref().map(|image| image.captured_ns);
+        (Reverse(used), original.size)
+    });
+    let mut left = bytes_max;
+    originals.retain(|original| {
+        let is_kept = left.checked_sub(original.image_bytes());
+        left = is_kept.unwrap_or(left);
+        is_kept.is_some()
+    });
 }
 
 /// Removes a guard's directory.
@@ -575,14 +602,14 @@ impl Lookout {
 }
 
 /// Rolls back what guards cover whose owners have gone, and clears up after them and others that did not get so far.
-/// Returns what was done, guard by guard.
+/// Returns what was done, guard by guard. Images that are left may take `cache_bytes_max` then.
 ///
 /// # Durability
 /// What was rolled back is durable when this returns.
 ///
 /// # Errors
 /// `Locked` if a command still runs under such a guard, and can't be ended.
-pub fn roll_back_abandoned(places: &Places) -> Result<Vec<RolledBack>, Error> {
+pub fn roll_back_abandoned(places: &Places, cache_bytes_max: u64) -> Result<Vec<RolledBack>, Error> {
     let Some(guards) = GuardPlaces::open(places)? else { return Ok(Vec::new()) };
     let mut done = Vec::new();
     for name in guards.names().doing("list", GUARDS_DIR)? {
@@ -593,7 +620,7 @@ pub fn roll_back_abandoned(places: &Places) -> Result<Vec<RolledBack>, Error> {
             end_command(places, &name, &*dir)?;
             let guard = (name.as_str(), &*dir);
             done.push(restore::restore(places, &guards, guard, &manifest, Trust::Nothing, Keep::Nothing)?);
-            end(&guards, &name, &*dir, &manifest).map_err(Ended::into_error)?;
+            end(&guards, &name, &*dir, &manifest, cache_bytes_max).map_err(Ended::into_error)?;
         } else {
             // Its owner may have died before the end of the guard was durable; from now on it has been seen.
             dir.sync().doing("sync", &label)?;

@@ -3,7 +3,7 @@
 //! A capture is: sync the file system, so that every page that is mapped is write-protected; look; copy; look again. An
 //! image is used again for a file that has the same identity, size and times, if the last change of its inode is older
 //! than the sync of the image's capture by more than the clock's granularity: then any later change, a store to a mapped
-//! page included, would show.
+//! page included, would show. From then on it counts as taken by this capture: the last change is older than that as well.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -153,7 +153,7 @@ impl<'a> Capturing<'a> {
             self.first_names.insert(found.metadata.inode, found.path.clone());
         }
         if let Some(known) = self.known.remove(found.path.as_bytes()) {
-            return Ok(Some(known.guarded(found.is_guarded)));
+            return Ok(Some(known.seen_again(found.is_guarded, self.captured)));
         }
         match self.look(found) {
             Ok(original) => Ok(Some(original)),

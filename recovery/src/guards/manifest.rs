@@ -28,6 +28,7 @@ const HEADER_BYTES: usize = 24;
 const MANIFEST_BYTES_MAX: u64 = 1 << 30;
 /// Longer than any name of an image.
 const IMAGE_NAME_BYTES_MAX: usize = 64;
+const PAGE_BYTES: u64 = 4096;
 
 /// All that stood under a guard's patterns.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +74,7 @@ pub struct ImageOf {
     /// Its inode number.
     pub inode: u64,
     born_ns: Option<i64>,
-    /// When the capture began in which it was made.
+    /// When the capture began that made it, or was the last to find it to be what stands at the name.
     pub captured_ns: i64,
     /// Digest of a file's content, or of where a symlink leads.
     pub digest: Digest,
@@ -133,9 +134,15 @@ impl Original {
         Self { twin: Some(first.as_bytes().to_vec()), ..self }
     }
 
-    /// The same, as another guard covers it.
-    pub fn guarded(self, is_guarded: bool) -> Self {
-        Self { is_guarded, ..self }
+    /// The same, found unchanged by the capture of another guard.
+    pub fn seen_again(self, is_guarded: bool, captured: Timestamp) -> Self {
+        let image = self.image.map(|image| ImageOf { captured_ns: captured.0, ..image });
+        Self { is_guarded, image, ..self }
+    }
+
+    /// What its image takes, in bytes: whole pages, and one for its inode, as if it shared nothing with the file.
+    pub fn image_bytes(&self) -> u64 {
+        self.size.saturating_add(PAGE_BYTES).next_multiple_of(PAGE_BYTES)
     }
 
     /// What kind of thing it was.

@@ -174,6 +174,7 @@ fn commands_that_write_take_the_options_of_the_store() {
         "--history-bytes-max",
         "--history-age-max-days",
         "--history-transactions-max",
+        "--guard-cache-bytes-max",
         "--adopt",
         "--allow-remote",
         "--exclusive",

@@ -71,6 +71,65 @@ fn what_has_not_changed_is_not_copied_again() {
     store.close().unwrap();
 }
 
+/// Goal: what guards leave is within the bound, those that were used last stay, and an open guard keeps what it needs.
+/// Method: three directories, each under a guard of its own, where two of them fit; the oldest is used again in between.
+#[test]
+fn the_cache_keeps_to_its_bound() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    for dir in ["a", "b", "c"] {
+        fs::create_dir(root.join(dir)).unwrap();
+        for number in 0..10 {
+            fs::write(root.join(dir).join(number.to_string()), dir.repeat(4096)).unwrap();
+        }
+    }
+    assert!(Command::new("sync").arg("-f").arg(root).status().unwrap().success());
+    std::thread::sleep(Duration::from_millis(30));
+    // Two pages for each image: the file's, and one more.
+    let store = manual().guard_cache_bytes_max(2 * 10 * 8192).open(root).unwrap();
+    let images = || {
+        let stats = atomtree::Inspection::open(root, &atomtree::Options::new()).unwrap().stats().unwrap();
+        assert_eq!(stats.guard_image_bytes, stats.guard_images * 4096);
+        stats.guard_images
+    };
+    let copied = |dir: &str| {
+        let guard = store.guard([format!("/{dir}")]).unwrap();
+        let copied = guard.copied();
+        guard.keep().unwrap();
+        copied
+    };
+    assert_eq!([copied("a"), copied("b")], [10, 10]);
+    assert_eq!(copied("a"), 0, "used again, so that b is the oldest");
+    assert_eq!(copied("c"), 10);
+    assert_eq!(images(), 20);
+    assert_eq!([copied("a"), copied("c")], [0, 0], "those that were used last");
+    assert_eq!(copied("b"), 10, "what did not fit");
+    assert_eq!(images(), 20);
+    // What an open guard needs stays beyond the bound, and its files come back.
+    let before = all(root);
+    let open = store.guard(["/a"]).unwrap();
+    assert_eq!([copied("c"), copied("b"), copied("c")], [0, 0, 0]);
+    fs::write(root.join("b/0"), "kept").unwrap();
+    assert_eq!(copied("b"), 1);
+    for number in 0..10 {
+        fs::write(root.join("a").join(number.to_string()), "edited").unwrap();
+    }
+    open.roll_back().unwrap();
+    fs::write(root.join("b/0"), "b".repeat(4096)).unwrap();
+    let content = |tree: &BTreeMap<PathBuf, Stood>| -> Vec<Vec<u8>> {
+        tree.values().map(|stood| stood.content.clone()).collect()
+    };
+    assert_eq!(content(&all(root)), content(&before));
+    store.close().unwrap();
+    // A guard that is left is ended by an open with another bound: then nothing is left.
+    let store = manual().open(root).unwrap();
+    store.guard(["**"]).unwrap().leave();
+    drop(store);
+    let store = manual().guard_cache_bytes_max(0).open(root).unwrap();
+    assert_eq!(fs::read_dir(root.join(".atomtree/guards/cache")).unwrap().count(), 0);
+    store.close().unwrap();
+}
+
 /// Goal: a file that is edited in the very tick in which its image is taken is not taken for unchanged. Method: many
 /// rounds of an edit, a guard at once, another edit at once, and a roll back.
 #[test]
