@@ -701,4 +701,42 @@ pub const MUTANTS: &[Mutant] = &[
             to: r#"self.locks.set_mark(&Mark::None).doing("write", ".atomtree/lock")?;"#,
         }],
     },
+    // Leave as many images as there are.
+    Mutant {
+        name: "leave-images-without-bound",
+        suite: Suite::It("guards::cost::the_cache_keeps_to_its_bound"),
+        edits: &[Edit {
+            file: "recovery/src/guards.rs",
+            from: "let is_kept = left.checked_sub(original.image_bytes());",
+            to: "let is_kept = left.checked_sub(original.image_bytes().min(left & 1));",
+        }],
+    },
+    // Take what the last guard used for as old as its images.
+    Mutant {
+        name: "forget-that-an-image-was-used",
+        suite: Suite::It("guards::cost::the_cache_keeps_to_its_bound"),
+        edits: &[Edit {
+            file: "recovery/src/guards/manifest.rs",
+            from: "ImageOf { captured_ns: captured.0, ..image }",
+            to: "ImageOf { captured_ns: image.captured_ns.max(captured.0.min(0)), ..image }",
+        }],
+    },
+    // Remove images that an open guard needs.
+    Mutant {
+        name: "clear-images-of-an-open-guard",
+        suite: Suite::It("guards::cost::the_cache_keeps_to_its_bound"),
+        edits: &[Edit { file: "recovery/src/guards.rs", from: "need(&manifest);", to: "drop(manifest);" }],
+    },
+    // Use an image again that is as young as the last change.
+    Mutant {
+        name: "use-an-image-that-is-too-young",
+        suite: Suite::It(
+            "guards::explored::an_edit_in_the_tick_of_a_capture_is_no_reason_to_use_its_image_again",
+        ),
+        edits: &[Edit {
+            file: "recovery/src/guards/capture.rs",
+            from: "(is_told && is_same &&",
+            to: "((is_told || is_same) && is_same &&",
+        }],
+    },
 ];
