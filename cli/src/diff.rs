@@ -61,15 +61,16 @@ impl State {
 /// Longer files are not compared line by line.
 pub(crate) const DIFF_BYTES_MAX: u64 = 256 << 10;
 
-/// What changed in a file of text, line by line; `None` for anything else, and where nothing did.
+/// What changed in a file of text, line by line, or in where a symlink leads; `None` for anything else, and where nothing did.
 pub(crate) fn diff_of(change: &Change, (before, after): atomtree::Contents) -> Option<String> {
-    let is_file = |state: &Option<State>| state.as_ref().is_none_or(|state| state.kind == "file");
+    let is_text =
+        |state: &Option<State>| state.as_ref().is_none_or(|state| matches!(state.kind, "file" | "symlink"));
     let text = |bytes: Option<Vec<u8>>, state: &Option<State>| match (bytes, state) {
         (Some(bytes), _) if !bytes.contains(&0) => String::from_utf8(bytes).ok(),
         (None, None) => Some(String::new()),
         _ => None,
     };
-    let is_any = is_file(&change.before) && is_file(&change.after) && change.from.is_none();
+    let is_any = is_text(&change.before) && is_text(&change.after) && change.from.is_none();
     let (before, after) = (text(before, &change.before)?, text(after, &change.after)?);
     let diff = similar::TextDiff::from_lines(&before, &after);
     let name = printable(&change.path.0.to_string_lossy());

@@ -725,7 +725,11 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "clear-images-of-an-open-guard",
         suite: Suite::It("guards::cost::the_cache_keeps_to_its_bound"),
-        edits: &[Edit { file: "recovery/src/guards.rs", from: "need(&manifest);", to: "drop(manifest);" }],
+        edits: &[Edit {
+            file: "recovery/src/guards.rs",
+            from: "needed.extend(images_of(&manifest));",
+            to: "drop(manifest);",
+        }],
     },
     // Use an image again that is as young as the last change.
     Mutant {

@@ -50,6 +50,9 @@ struct Ran<'a> {
     removed: Vec<JsonPath>,
     #[serde(skip_serializing_if = "Option::is_none")]
     changes: Option<Vec<Difference<'a>>>,
+    /// Whether there was too much to show all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<bool>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     saved: Vec<Saved>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -99,6 +102,7 @@ impl Outcome {
                 changed: names(&changes.changed),
                 removed: names(&changes.removed),
                 changes: shown.as_ref().map(differences),
+                cut: shown.as_ref().filter(|shown| shown.is_cut).map(|_| true),
                 saved: saved.collect(),
                 lost: names(lost),
                 ms,
@@ -137,12 +141,12 @@ impl Outcome {
             if *is_cut {
                 lines.push("  and more than can be shown".into());
             }
-            return lines.join("\n");
         }
-        for (mark, path) in all.take(NAMES_TOLD) {
+        let told = if shown.is_some() { 0 } else { NAMES_TOLD };
+        for (mark, path) in all.take(told) {
             lines.push(format!("  {mark} {}", printable(&path.to_string())));
         }
-        if count > NAMES_TOLD {
+        if shown.is_none() && count > NAMES_TOLD {
             lines.push(format!("  and {} more (--json has all)", count - NAMES_TOLD));
         }
         for (path, saved) in saved.iter().take(NAMES_TOLD) {

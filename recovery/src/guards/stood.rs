@@ -7,7 +7,6 @@ use std::path::Path;
 use atomtree_vfs::{Access, Dir, Kind, Metadata};
 
 use super::OpenGuard;
-use super::manifest::Original;
 use crate::error::{Doing, Error};
 use crate::places::Places;
 use crate::tree_path::TreePath;
@@ -40,8 +39,8 @@ impl OpenGuard {
     }
 
     fn before(&self, path: &TreePath, bytes_max: u64) -> io::Result<Option<Stood>> {
-        let Some(original) = self.original(path.as_bytes()) else { return Ok(None) };
-        let first = original.twin.as_deref().and_then(|first| self.original(first)).unwrap_or(original);
+        let Some(original) = self.manifest.find(path.as_bytes()) else { return Ok(None) };
+        let first = original.twin.as_deref().and_then(|first| self.manifest.find(first)).unwrap_or(original);
         let content = match (&first.image, original.kind()) {
             (Some(image), Kind::File | Kind::Symlink) => content(
                 &*self.guards.cache,
@@ -54,10 +53,6 @@ impl OpenGuard {
         };
         let mode = original.attributes.mode;
         Ok(Some(Stood { kind: original.kind(), mode, size: original.size, content }))
-    }
-
-    fn original(&self, path: &[u8]) -> Option<&Original> {
-        self.manifest.originals.iter().find(|original| original.path == path)
     }
 }
 

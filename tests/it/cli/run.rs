@@ -111,6 +111,7 @@ fn edits_stand_or_fall_with_the_command() {
     };
     assert_eq!((&shown("src/1.rs")["after"]["mode"], shown("src/1.rs").get("diff")), (&"0600".into(), None));
     assert_eq!(shown("src/2.rs")["after"]["kind"], "symlink");
+    assert!(shown("src/2.rs")["diff"].as_str().unwrap().contains("\n+top"), "{ran:?}");
     assert_eq!((shown("src/3.rs")["after"]["size"].clone(), shown("src/3.rs").get("diff")), (2.into(), None));
     assert_eq!((shown("big")["after"]["size"].clone(), shown("big").get("before")), (400_000.into(), None));
     assert_eq!(tree.all(), before);
