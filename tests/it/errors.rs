@@ -812,7 +812,7 @@ fn running_out_of_descriptors_changes_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let exe = std::env::current_exe().unwrap();
     let mut passed = 0;
-    for limit in [8, 12, 16, 26, 30, 60] {
+    for limit in [8, 12, 16, 27, 31, 60] {
         let script = format!(
             "ulimit -n {limit}; exec '{}' --exact errors::running_out_of_descriptors_changes_nothing --nocapture",
             exe.display()
