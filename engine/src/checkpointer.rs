@@ -41,9 +41,22 @@ pub(crate) struct Unsettled {
     last_end: Option<Instant>,
 }
 
+/// When a checkpoint is made, once it is somebody's turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// If something is unsettled.
+    IfAny,
+    /// If what is unsettled has still to be settled: another process may have done so while this one waited for its turn.
+    IfDue,
+    /// In any case.
+    Always,
+}
+
 /// How a checkpoint ended that did not fail.
 enum Progress {
     Settled,
+    /// There was no reason for one any more.
+    NotDue,
     /// There was no space for the manifest, or somebody held a lock for too long, and nothing was given up: it can be tried
     /// again.
     PutOff(Error),
@@ -124,7 +137,7 @@ impl Engine {
             if made.is_ok() {
                 drop(commits);
                 // In the same turn: until the segment is freed, nothing is unsettled and the log is full all the same.
-                return self.settle_in_turn(&turn, true, None);
+                return self.settle_in_turn(&turn, Wanted::Always, None);
             }
         }
         match made {
@@ -150,25 +163,20 @@ impl Engine {
         self.check_settling()?;
         // One at a time; a second one waits and then settles what has come in since.
         let turn = self.checkpoint_turn(self.options.deadline())?;
-        self.settle_in_turn(&turn, false, None)
+        self.settle_in_turn(&turn, Wanted::IfAny, None)
     }
 
     /// As [`Engine::checkpoint`], unless another process has just made one.
     fn checkpoint_if_due(&self) -> Result<(), Error> {
         let turn = self.checkpoint_turn(self.options.deadline())?;
-        // Whoever takes it learns what others have settled while this one waited for its turn.
-        drop(self.lock_commits_in(&turn, self.options.deadline())?);
-        if due_at(self, &self.unsettled.lock()).is_none_or(|due| due > now()) {
-            return Ok(());
-        }
-        self.settle_in_turn(&turn, false, None)
+        self.settle_in_turn(&turn, Wanted::IfDue, None)
     }
 
     /// As [`Engine::checkpoint`], for who holds the commit lock already; `None` if one is being made by another thread or
     /// process, which waits for that lock.
     pub(crate) fn checkpoint_held(&self, commits: &mut CommitState) -> Option<Result<(), Error>> {
         match self.try_checkpoint_turn() {
-            Ok(turn) => Some(self.settle_in_turn(&turn?, false, Some(commits))),
+            Ok(turn) => Some(self.settle_in_turn(&turn?, Wanted::IfAny, Some(commits))),
             Err(error) => Some(Err(error)),
         }
     }
@@ -177,17 +185,21 @@ impl Engine {
     pub(crate) fn settle_in_turn(
         &self,
         turn: &CheckpointTurn<'_>,
-        even_if_empty: bool,
+        wanted: Wanted,
         held: Option<&mut CommitState>,
     ) -> Result<(), Error> {
         self.check_settling()?;
         let start = now();
-        let result = self.settle(turn, even_if_empty, held);
+        let result = self.settle(turn, wanted, held);
+        if matches!(result, Ok(Progress::NotDue)) {
+            // The pauses go by those that were made.
+            return Ok(());
+        }
         let mut unsettled = self.unsettled.lock();
         unsettled.last_duration = now() - start;
         unsettled.last_end = Some(now());
         match result {
-            Ok(Progress::Settled) => Ok(()),
+            Ok(Progress::Settled | Progress::NotDue) => Ok(()),
             Ok(Progress::PutOff(error)) => {
                 unsettled.since.get_or_insert_with(now);
                 // Whoever tried may not have been the checkpointer, which has to come back to it.
@@ -208,7 +220,7 @@ impl Engine {
     fn settle(
         &self,
         turn: &CheckpointTurn<'_>,
-        even_if_empty: bool,
+        wanted: Wanted,
         mut held: Option<&mut CommitState>,
     ) -> Result<Progress, Error> {
         let (transactions, uncleared, sync_root) = {
@@ -217,8 +229,12 @@ impl Engine {
                 Ok(commits) => commits,
                 Err(error) => return Ok(Progress::PutOff(error)),
             };
-            // What is noted from now on is for the next one.
             let mut unsettled = self.unsettled.lock();
+            // Taking the lock has told what others have settled.
+            if wanted == Wanted::IfDue && due_at(self, &unsettled).is_none_or(|due| due > now()) {
+                return Ok(Progress::NotDue);
+            }
+            // What is noted from now on is for the next one.
             (unsettled.since, unsettled.is_urgent) = (None, false);
             drop(unsettled);
             if commits.has_older_than_itself() {
@@ -228,7 +244,7 @@ impl Engine {
             }
             (commits.unsettled.clone(), commits.uncleared.clone(), commits.sync_root.clone())
         };
-        if transactions.is_empty() && !even_if_empty {
+        if transactions.is_empty() && wanted != Wanted::Always {
             return Ok(Progress::Settled);
         }
         trace::span!("atomtree.checkpoint", transactions = transactions.len());

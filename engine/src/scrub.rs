@@ -8,6 +8,7 @@ use atomtree_recovery::retention::scrub;
 use atomtree_recovery::tree_path::TreePath;
 use atomtree_wal as wal;
 
+use crate::checkpointer::Wanted;
 use crate::error::Error;
 use crate::hand_over::{CheckpointTurn, CommitState};
 use crate::store::{Engine, Store};
@@ -60,7 +61,7 @@ impl Store {
         let turn = engine.checkpoint_turn(deadline)?;
         // Held to the end: what is committed in between could have it in the log again.
         let mut commits = engine.lock_commits_in(&turn, deadline)?;
-        engine.settle_in_turn(&turn, false, Some(&mut commits))?;
+        engine.settle_in_turn(&turn, Wanted::IfAny, Some(&mut commits))?;
         let Some(history) = scrub(&engine.places, &mut engine.shelves.lock(), &at)? else {
             return Err(Error::Locked { holder: "a thread or process that is reading originals".into() });
         };
@@ -87,7 +88,7 @@ impl Engine {
         // The active segment is one of those that hold it: the log goes on in another one, with a record there that says
         // that all before is settled, and this one is freed.
         match commits.log.rotate() {
-            Ok(()) => self.settle_in_turn(turn, true, Some(commits))?,
+            Ok(()) => self.settle_in_turn(turn, Wanted::Always, Some(commits))?,
             Err(wal::Error::Full { .. }) => {}
             Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {}
             Err(error) => return Err(self.log_failed(commits, error)),

@@ -445,12 +445,16 @@ fn write_index(guards: &GuardPlaces, ended: &Manifest, cache_bytes_max: u64) -> 
     if index == before {
         return Ok(None);
     }
+    replace_index(guards, &index)?;
+    Ok(Some(index))
+}
+
+/// Puts another index in the place of the one that stands. Not synced: one that is torn after a power cut is as good as none.
+fn replace_index(guards: &GuardPlaces, index: &Manifest) -> io::Result<()> {
     let new = format!("{INDEX_FILE}{NEW_SUFFIX}");
     remove_if_there(&*guards.guards, &new)?;
-    manifest::write(&*guards.guards, &new, &index)?;
-    // Not synced: one that is torn after a power cut is as good as none.
-    guards.guards.rename_over(OsStr::new(&new), &*guards.guards, OsStr::new(INDEX_FILE))?;
-    Ok(Some(index))
+    manifest::write(&*guards.guards, &new, index)?;
+    guards.guards.rename_over(OsStr::new(&new), &*guards.guards, OsStr::new(INDEX_FILE))
 }
 
 /// Leaves out what does not fit beside images that were used later: of those of one guard, the largest.

@@ -5,9 +5,7 @@ use std::io;
 
 use atomtree_vfs::{Access, Kind};
 
-use super::{
-    GuardPlaces, INDEX_FILE, Manifest, NEW_SUFFIX, images_of, manifest, needed_images, remove_if_there,
-};
+use super::{GuardPlaces, INDEX_FILE, images_of, needed_images, replace_index};
 use crate::error::{Doing, Error};
 use crate::images::wipe_file;
 use crate::places::Places;
@@ -31,7 +29,8 @@ pub fn scrub(places: &Places, path: &TreePath, contents: &Contents) -> Result<u6
     });
     if index.originals.len() < known {
         // Durably before an image is overwritten: a guard that found it in the index would rely on it.
-        write_index(&guards, &index).doing("write", "guards/index")?;
+        replace_index(&guards, &index).doing("write", "guards/index")?;
+        sync_index(&guards).doing("sync", "guards/index")?;
     }
     // After a power cut the index may be lost, and what is in nobody's list may be of any path.
     let mut needed = needed_images(&guards)?;
@@ -52,11 +51,8 @@ pub fn scrub(places: &Places, path: &TreePath, contents: &Contents) -> Result<u6
     Ok(wiped)
 }
 
-fn write_index(guards: &GuardPlaces, index: &Manifest) -> io::Result<()> {
-    let new = format!("{INDEX_FILE}{NEW_SUFFIX}");
-    remove_if_there(&*guards.guards, &new)?;
-    manifest::write(&*guards.guards, &new, index)?;
-    guards.guards.open_file(OsStr::new(&new), Access::ReadWrite)?.sync_all()?;
-    guards.guards.rename_over(OsStr::new(&new), &*guards.guards, OsStr::new(INDEX_FILE))?;
+/// Makes the index that stands durable.
+fn sync_index(guards: &GuardPlaces) -> io::Result<()> {
+    guards.guards.open_file(OsStr::new(INDEX_FILE), Access::ReadWrite)?.sync_all()?;
     guards.guards.sync()
 }
