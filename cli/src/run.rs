@@ -44,6 +44,9 @@ pub(crate) struct RunFlags {
     /// Leave out what this pattern covers, with everything in it; may be given again
     #[arg(long, value_name = "GLOB")]
     ignore: Vec<String>,
+    /// Leave out what the tree's .gitignore files leave out; without it, ignored files are guarded too
+    #[arg(long)]
+    gitignore: bool,
     /// End the command after this long, and roll back: 90, 90s, 5m, 1h
     #[arg(long, value_name = "D", value_parser = duration::parse_positive)]
     timeout: Option<Duration>,
@@ -91,7 +94,7 @@ fn guarded(common: &Common, store: &StoreFlags, flags: &RunFlags) -> Result<u8, 
     let saved_to = flags.save_failed.as_deref().map(SavedTo::prepare).transpose()?;
     let store = store.set_on(common.options()).open(&common.root)?;
     let options = flags.guard.iter().fold(GuardOptions::new(), GuardOptions::guard);
-    let options = flags.ignore.iter().fold(options, GuardOptions::ignore);
+    let options = flags.ignore.iter().fold(options, GuardOptions::ignore).gitignore(flags.gitignore);
     let guard = store.guard_with(&options)?;
     if let Some(signal) = signals.take() {
         // Nothing has been started.

@@ -25,6 +25,7 @@ use crate::trace;
 #[derive(Clone, Debug, Default)]
 pub struct GuardOptions {
     texts: PatternTexts,
+    gitignore: bool,
 }
 
 impl GuardOptions {
@@ -44,6 +45,17 @@ impl GuardOptions {
     #[must_use]
     pub fn ignore(mut self, pattern: impl Into<String>) -> Self {
         self.texts.ignored.push(pattern.into());
+        self
+    }
+
+    /// Leaves out what the `.gitignore` files in the tree leave out, as they are when the guard opens. Off by default.
+    ///
+    /// What they match is not guarded even if git tracks it. Git's other lists (`.git/info/exclude`, those of its
+    /// configuration) are not read. A pattern given to [`GuardOptions::ignore`] comes last, so that `!name` takes a name
+    /// back that a file leaves out.
+    #[must_use]
+    pub fn gitignore(mut self, gitignore: bool) -> Self {
+        self.gitignore = gitignore;
         self
     }
 }
@@ -259,8 +271,13 @@ impl Engine {
         if texts.guarded.is_empty() {
             texts.guarded.push(EVERYTHING.to_owned());
         }
-        let patterns =
-            Patterns::new(texts).map_err(|reason| Error::invalid(ErrorKind::InvalidInput, reason))?;
+        let invalid = |reason| Error::invalid(ErrorKind::InvalidInput, reason);
+        let mut patterns = Patterns::new(texts).map_err(invalid)?;
+        if options.gitignore {
+            let mut texts = patterns.texts().clone();
+            texts.ignored.splice(..0, guards::read_gitignore(&self.places, &texts.guarded)?);
+            patterns = Patterns::new(texts).map_err(invalid)?;
+        }
         trace::span!("atomtree.guard");
         let guards = GuardPlaces::make(&self.places)?;
         let turn = guards.take_turn()?;

@@ -17,8 +17,10 @@
 //! durably: nothing about it is in the log. One whose lock is free was not ended by its owner, and is rolled back by
 //! whoever comes next.
 
+mod cache;
 mod capture;
 mod changes;
+mod gitignore;
 mod manifest;
 mod note;
 mod patterns;
@@ -27,9 +29,7 @@ mod scrub;
 mod stood;
 mod walk;
 
-use std::cmp::Reverse;
-use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use atomtree_vfs::{Access, Dir, File, Kind, Lock, ProcessIdentity};
 
 pub use changes::Changes;
+pub use gitignore::read as read_gitignore;
 pub use manifest::Manifest;
 pub use patterns::{EVERYTHING, PatternTexts, Patterns};
 pub use restore::{Keep, RolledBack};
@@ -52,7 +53,6 @@ use changes::Trust;
 
 const GUARDS_DIR: &str = "guards";
 const CACHE_DIR: &str = "cache";
-const INDEX_FILE: &str = "index";
 const TURN_FILE: &str = "turn";
 const LOCK_FILE: &str = "lock";
 const GUARD_FILE: &str = "guard";
@@ -60,7 +60,6 @@ const MANIFEST_FILE: &str = "manifest";
 const MANIFEST_FILE_NEW: &str = "manifest.new";
 const RESERVE_FILE: &str = "reserve";
 const COMMAND_FILE: &str = "command";
-const NEW_SUFFIX: &str = ".new";
 
 /// How long the turn is waited for, and how often it is tried.
 const TURN_MAX: Duration = Duration::from_mins(1);
@@ -305,7 +304,7 @@ impl Announced {
     /// Clears up. What can't be cleared is swept by a later guard, or at the next open.
     fn abandon(&self, guards: &GuardPlaces) {
         let _ = clear(guards, &self.id, &*self.dir);
-        let _ = clear_cache(guards, &guards.index());
+        let _ = cache::clear(guards, &cache::index(guards));
         let _ = self.lock.unlock();
     }
 }
@@ -413,62 +412,14 @@ fn end(
     dir.sync().doing("sync", &label).map_err(Ended::Unknown)?;
     // The rest is order. What is left lying is swept by a later guard, or at the next open.
     if let Ok(turn) = guards.take_turn() {
-        let index = write_index(guards, manifest, cache_bytes_max);
+        let index = cache::take_in(guards, manifest, cache_bytes_max);
         let _ = clear(guards, id, dir);
         if let Ok(Some(index)) = index {
-            let _ = clear_cache(guards, &index);
+            let _ = cache::clear(guards, &index);
         }
         drop(turn);
     }
     Ok(())
-}
-
-/// Takes the images of a guard that has ended into the index: they are durable, and nobody else refers to them. Returns
-/// the index if that has changed it: then there may be images that nobody needs any more.
-fn write_index(guards: &GuardPlaces, ended: &Manifest, cache_bytes_max: u64) -> io::Result<Option<Manifest>> {
-    let before = guards.index();
-    let mut index = before.clone();
-    let has_image = |original: &&manifest::Original| original.image.is_some();
-    // A name that has gone would otherwise be known for ever.
-    let patterns = Patterns::new(ended.patterns.clone()).map_err(io::Error::other)?;
-    let has_gone = |known: &manifest::Original| {
-        ended.find(&known.path).is_none() && patterns.concerns(&known.tree_path(), false)
-    };
-    index.originals.retain(|known| ended.find(&known.path).is_none() && !has_gone(known));
-    index.originals.extend(ended.originals.iter().filter(has_image).cloned());
-    // What was put back is in the tree.
-    let cached: HashSet<OsString> = guards.cache.list()?.into_iter().map(|entry| entry.name).collect();
-    let is_cached = |image: &manifest::ImageOf| cached.contains(OsStr::new(&image.name));
-    index.originals.retain(|original| original.image.as_ref().is_some_and(is_cached));
-    keep_within(&mut index.originals, cache_bytes_max);
-    index.originals.sort_unstable_by(|one, other| one.path.cmp(&other.path));
-    if index == before {
-        return Ok(None);
-    }
-    replace_index(guards, &index)?;
-    Ok(Some(index))
-}
-
-/// Puts another index in the place of the one that stands. Not synced: one that is torn after a power cut is as good as none.
-fn replace_index(guards: &GuardPlaces, index: &Manifest) -> io::Result<()> {
-    let new = format!("{INDEX_FILE}{NEW_SUFFIX}");
-    remove_if_there(&*guards.guards, &new)?;
-    manifest::write(&*guards.guards, &new, index)?;
-    guards.guards.rename_over(OsStr::new(&new), &*guards.guards, OsStr::new(INDEX_FILE))
-}
-
-/// Leaves out what does not fit beside images that were used later: of those of one guard, the largest.
-fn keep_within(originals: &mut Vec<manifest::Original>, bytes_max: u64) {
-    originals.sort_unstable_by_key(|original| {
-        let used = original.image.as_ref().map(|image| image.captured_ns);
-        (Reverse(used), original.size)
-    });
-    let mut left = bytes_max;
-    originals.retain(|original| {
-        let is_kept = left.checked_sub(original.image_bytes());
-        left = is_kept.unwrap_or(left);
-        is_kept.is_some()
-    });
 }
 
 /// Removes a guard's directory.
@@ -480,35 +431,6 @@ fn clear(guards: &GuardPlaces, id: &str, dir: &dyn Dir) -> io::Result<()> {
     }
     remove_if_there(dir, LOCK_FILE)?;
     guards.guards.remove_dir(OsStr::new(id))
-}
-
-/// Removes images that neither the index nor a guard refers to.
-fn clear_cache(guards: &GuardPlaces, index: &Manifest) -> Result<(), Error> {
-    let mut needed = needed_images(guards)?;
-    needed.extend(images_of(index));
-    for entry in guards.cache.list().doing("list", "guards/cache")? {
-        if !entry.name.to_str().is_some_and(|name| needed.contains(name)) {
-            guards.cache.remove_file(&entry.name).doing("clear", "guards/cache")?;
-        }
-    }
-    Ok(())
-}
-
-/// The images that guards need that exist.
-fn needed_images(guards: &GuardPlaces) -> Result<HashSet<String>, Error> {
-    let mut needed = HashSet::new();
-    for name in guards.names().doing("list", GUARDS_DIR)? {
-        let label = format!("guards/{name}");
-        let Some(dir) = guards.dir(&name).doing("open", &label)? else { continue };
-        if let Some(manifest) = manifest::read(&*dir, MANIFEST_FILE, &label)? {
-            needed.extend(images_of(&manifest));
-        }
-    }
-    Ok(needed)
-}
-
-fn images_of(manifest: &Manifest) -> impl Iterator<Item = String> + '_ {
-    manifest.originals.iter().filter_map(|original| Some(original.image.as_ref()?.name.clone()))
 }
 
 /// The patterns of the guard in this directory; `None` if it has not said them yet, or is being cleared away.
@@ -652,7 +574,7 @@ fn sweep(guards: &GuardPlaces) -> Result<(), Error> {
         clear(guards, &name, &*dir).doing("clear", &label)?;
         has_swept = true;
     }
-    if has_swept { clear_cache(guards, &guards.index()) } else { Ok(()) }
+    if has_swept { cache::clear(guards, &cache::index(guards)) } else { Ok(()) }
 }
 
 /// The lock of a guard whose owner has gone.

@@ -73,6 +73,7 @@ impl Tree {
     }
 
     fn write(&self, name: &str, content: &str) {
+        std::fs::create_dir_all(self.path(name).parent().unwrap()).expect(name);
         std::fs::write(self.path(name), content).expect(name);
     }
 

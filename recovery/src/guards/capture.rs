@@ -14,7 +14,7 @@ use atomtree_vfs::{Access, Dir, File, Kind, Metadata, Timestamp};
 
 use super::manifest::{ImageOf, Manifest, Original};
 use super::walk::{Found, Purpose, walk};
-use super::{Announced, GuardPlaces, INDEX_FILE, manifest};
+use super::{Announced, GuardPlaces, cache};
 use crate::apply::{Parents, is_no_directory};
 use crate::error::{Doing, Error, Refusal};
 use crate::image::{Attributes, Digest, is_recent};
@@ -52,7 +52,7 @@ pub(super) fn capture(
     places.root.sync_filesystem().doing("sync the file system of", ".")?;
     let found = walk(places, &announced.patterns, Purpose::Capture)?;
 
-    let index = guards.index();
+    let index = cache::index(guards);
     let cached: HashSet<OsString> =
         (guards.cache.list().doing("list", "guards/cache")?.into_iter()).map(|entry| entry.name).collect();
     let mut capturing = Capturing {
@@ -261,12 +261,5 @@ enum Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::System(error)
-    }
-}
-
-impl GuardPlaces {
-    /// What earlier guards left; nothing if that can't be read, because it only saves work.
-    pub(super) fn index(&self) -> Manifest {
-        manifest::read(&*self.guards, INDEX_FILE, INDEX_FILE).ok().flatten().unwrap_or_default()
     }
 }

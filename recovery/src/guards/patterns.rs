@@ -131,7 +131,7 @@ fn is_at_or_below(path: &[u8], above: &[u8]) -> bool {
     above.is_empty() || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn compile(texts: &[String]) -> Result<Gitignore, String> {
+pub(super) fn compile(texts: &[String]) -> Result<Gitignore, String> {
     let mut builder = GitignoreBuilder::new("");
     for text in texts {
         let is_plain = !text.trim().is_empty() && !text.starts_with('#') && !text.contains(['\0', '\n']);

@@ -5,7 +5,8 @@ use std::io;
 
 use atomtree_vfs::{Access, Kind};
 
-use super::{GuardPlaces, INDEX_FILE, images_of, needed_images, replace_index};
+use super::GuardPlaces;
+use super::cache::{self, INDEX_FILE, images_of, needed_images, replace_index};
 use crate::error::{Doing, Error};
 use crate::images::wipe_file;
 use crate::places::Places;
@@ -20,7 +21,7 @@ use crate::tree_path::TreePath;
 pub fn scrub(places: &Places, path: &TreePath, contents: &Contents) -> Result<u64, Error> {
     let Some(guards) = GuardPlaces::open(places)? else { return Ok(0) };
     let Some(_turn) = guards.try_turn()? else { return Ok(0) };
-    let mut index = guards.index();
+    let mut index = cache::index(&guards);
     let known = index.originals.len();
     index.originals.retain(|known| {
         let is_of_content =

@@ -37,6 +37,16 @@ impl Tree {
     fn has(&self, name: &str) -> bool {
         self.path(name).symlink_metadata().is_ok()
     }
+
+    /// Runs a script that uses git, with nobody's configuration, and returns what it says.
+    fn git(&self, script: &str) -> String {
+        let script = format!(
+            "set -e; export GIT_CONFIG_GLOBAL=/dev/null GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b; {script}"
+        );
+        let output = Command::new("sh").args(["-c", &script]).current_dir(self.dir.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
 }
 
 fn sources() -> Tree {
@@ -341,14 +351,7 @@ fn a_checkout_is_undone() {
         return;
     }
     let tree = sources();
-    let git = |script: &str| {
-        let script = format!(
-            "set -e; export GIT_CONFIG_GLOBAL=/dev/null GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b; {script}"
-        );
-        let output = Command::new("sh").args(["-c", &script]).current_dir(tree.dir.path()).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let git = |script: &str| tree.git(script);
     git(
         "git init -q -b main; echo .atomtree > .git/info/exclude; git add -A; git commit -qm one; git checkout -qb other; \
         sed -i s/old/new/ src/*.rs; git rm -q top; echo x > made; git add -A; git commit -qm two; git checkout -q main",
@@ -361,6 +364,155 @@ fn a_checkout_is_undone() {
     let ran = tree.under_guard(&[], "git checkout -q other");
     assert_eq!(ran.status, 0, "{ran:?}");
     assert_eq!(git("git symbolic-ref --short HEAD; git status --short"), "other\n");
+}
+
+/// Goal: git's own files are not touched unless the guard covers them. Method: a commit under a guard of the sources
+/// alone, which is rolled back: the sources are, the commit stays.
+#[test]
+fn a_repository_outside_the_guard_is_left_alone() {
+    if !is_there("git") {
+        return;
+    }
+    let tree = sources();
+    tree.git("git init -q -b main; echo .atomtree > .git/info/exclude; git add -A; git commit -qm one");
+    let sources_before = fs::read(tree.path("src/1.rs")).unwrap();
+    let script = "sed -i s/old/new/ src/1.rs; git -c user.name=a -c user.email=a@b commit -qam two; exit 3";
+    let ran =
+        tree.under_guard(&["--guard", "/src"], &format!("export GIT_CONFIG_GLOBAL=/dev/null; {script}"));
+    assert_eq!(ran.status, 3, "{ran:?}");
+    assert_eq!(fs::read(tree.path("src/1.rs")).unwrap(), sources_before);
+    assert_eq!(tree.git("git fsck; git log --format=%s"), "two\none\n");
+    // What stands there is what the first commit had.
+    assert_eq!(tree.git("git status --short; git diff --stat HEAD^"), " M src/1.rs\n");
+}
+
+/// Goal: `--gitignore` leaves out what git ignores, and nothing else; without it, ignored files are guarded too. Method:
+/// every file is edited and a roll back follows; which edits stay is compared with what git itself ignores.
+#[test]
+fn what_git_ignores_is_left_alone_if_asked() {
+    if !is_there("git") {
+        return;
+    }
+    let tree = Tree::new();
+    for (file, patterns) in [
+        (
+            ".gitignore",
+            "# built\n*.log\n/target/\n!kept.log\nx{1,2}\ndocs/*.html\ncache/\n\\#odd\nspace\\ \n[z-a]\n**/any/where\n",
+        ),
+        ("sub/.gitignore", "!*.log\r\n/only\r\n"),
+        ("a[b/.gitignore", "deep/*\n!deep/kept\n"),
+        ("target/.gitignore", "!*\n"),
+    ] {
+        tree.write(file, patterns);
+    }
+    let files = [
+        "a.log",
+        "kept.log",
+        "deep/a.log",
+        "deep/kept.log",
+        "sub/a.log",
+        "sub/only",
+        "sub/deep/only",
+        "target/x",
+        "sub/target/x",
+        "x1",
+        "x{1,2}",
+        "docs/a.html",
+        "docs/deep/a.html",
+        "cache/a",
+        "sub/cache/a",
+        "cached",
+        "#odd",
+        "space ",
+        "space",
+        "z-a",
+        "q/any/where",
+        "any/where/x",
+        "a[b/deep/x",
+        "a[b/deep/kept",
+        "ab/deep/x",
+        "plain",
+    ];
+    for file in files {
+        tree.write(file, "old");
+    }
+    tree.git("git init -q; echo .atomtree > .git/info/exclude");
+    let ignored = tree.git("git ls-files -z --others --ignored --exclude-per-directory=.gitignore");
+    let mut ignored: Vec<_> =
+        ignored.split_terminator('\0').filter(|name| !name.starts_with(".atomtree")).collect();
+    // Not edited below.
+    ignored.retain(|name| *name != "target/.gitignore");
+    ignored.sort_unstable();
+    assert!(ignored.contains(&"deep/a.log") && !ignored.contains(&"x1"), "{ignored:?}");
+    let edit_all = "find . -path ./.git -prune -o -path ./.atomtree -prune -o -type f ! -name .gitignore \
+        -exec sh -c 'for f; do echo new > \"$f\"; done' sh {} +; echo new > fresh.log; echo new > fresh; exit 1";
+    let edited = || {
+        let mut names: Vec<_> = files.iter().copied().filter(|file| tree.read(file) == "new\n").collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(tree.under_guard(&[], edit_all).status, 1);
+    assert_eq!(edited(), [""; 0], "ignored files are guarded too");
+    assert_eq!(tree.under_guard(&["--gitignore"], edit_all).status, 1);
+    assert_eq!(edited(), ignored);
+    assert!(tree.has("fresh.log") && !tree.has("fresh"));
+    for file in files {
+        tree.write(file, "old");
+    }
+    assert_eq!(
+        tree.under_guard(&["--gitignore", "--ignore", "!cache", "--ignore", "plain"], edit_all).status,
+        1
+    );
+    let expected = files.iter().filter(|file| ignored.contains(file) || **file == "plain");
+    let mut expected: Vec<_> = expected.copied().filter(|file| !file.contains("cache/")).collect();
+    expected.sort_unstable();
+    assert_eq!(edited(), expected);
+}
+
+/// Goal: a list that can't be read is told before the command starts, with the file's name and what to do.
+#[test]
+fn a_gitignore_that_can_not_be_read_is_refused() {
+    let tree = sources();
+    for (content, reason) in [
+        (&b"!caf\xe9\n"[..], "no UTF-8"),
+        (&"a-rather-long-name\n".repeat(5000).into_bytes(), "bytes long"),
+        (&vec![b'#'; (1 << 20) + 1], "more than 1048576 bytes"),
+    ] {
+        fs::write(tree.path("src/.gitignore"), content).unwrap();
+        let ran = tree.under_guard(&["--gitignore"], "touch started");
+        assert_eq!(ran.status, 125, "{ran:?}");
+        assert!(ran.err.contains("src/.gitignore") && ran.err.contains(reason), "{ran:?}");
+        assert!(!tree.has("started"));
+        assert_eq!(tree.under_guard(&[], "exit 0").status, 0);
+    }
+}
+
+/// Goal: a tool that mends sources one by one, and finds that the last does not parse, has changed nothing.
+#[test]
+fn a_tool_that_mends_sources_is_undone() {
+    if !is_there("python3") {
+        return;
+    }
+    let tree = sources();
+    tree.write("src/zz.rs", "fn broken( {\n");
+    let before = tree.all();
+    // As `cargo fix` does: read all, write each in place or through another file, then check what came of it.
+    let tool = r#"python3 - <<'EOF'
+import os, pathlib, sys
+for number, path in enumerate(sorted(pathlib.Path('src').rglob('*.rs'))):
+    mended = path.read_text().replace('old_name', 'new_name')
+    if number % 2:
+        path.write_text(mended)
+    else:
+        new = path.with_suffix('.new'); new.write_text(mended); os.replace(new, path)
+broken = [path for path in pathlib.Path('src').rglob('*.rs') if '(' in path.read_text() and ')' not in path.read_text()]
+sys.exit(101 if broken else 0)
+EOF"#;
+    assert_eq!(tree.under_guard(&[], tool).status, 101);
+    assert_eq!(tree.all(), before);
+    tree.write("src/zz.rs", "fn whole() {}\n");
+    assert_eq!(tree.under_guard(&[], tool).status, 0);
+    assert!(tree.read("src/7.rs").contains("new_name_7") && tree.read("src/deep/7.rs").contains("new_name"));
 }
 
 /// Goal: a migration that fails half way leaves no half. Method: a database that is changed in two transactions, the
