@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use atomtree::ErrorKind;
-use atomtree::vfs::faults::{Call, Fault, Verb, fail_nothing};
+use atomtree::vfs::faults::{Call, Verb, fail_nothing};
 use atomtree::vfs::sim::Sim;
 
 use crate::call_sites::{self, Mention, Site};
 use crate::crash::{Crash, judge};
 use crate::history::Random;
+use crate::injection::{Errno, Injection, Lasting};
 use crate::workload::{Act, Failure, Interpose, Workload, World};
 
 /// What the engine is doing when it calls storage.
@@ -69,96 +70,6 @@ fn phase(stack: &[(String, u32)], verb: Verb, act: Option<&Act>) -> Phase {
     } else {
         Phase::Stage
     }
-}
-
-/// How a call fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Errno {
-    /// Input/output error. A sync loses what it should have kept.
-    Io,
-    /// No space left on device.
-    NoSpace,
-    /// Disk quota exceeded.
-    Quota,
-    /// Interrupted system call.
-    Interrupted,
-    /// Too many open files.
-    Descriptors,
-    /// Read-only file system.
-    ReadOnly,
-    /// Permission denied.
-    Permission,
-    /// A write that stops within; no space is left for the rest.
-    Short,
-}
-
-impl Errno {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Io,
-        Self::NoSpace,
-        Self::Quota,
-        Self::Interrupted,
-        Self::Descriptors,
-        Self::ReadOnly,
-        Self::Permission,
-        Self::Short,
-    ];
-
-    fn number(self) -> i32 {
-        match self {
-            Self::Io => 5,
-            Self::NoSpace | Self::Short => 28,
-            Self::Quota => 122,
-            Self::Interrupted => 4,
-            Self::Descriptors => 24,
-            Self::ReadOnly => 30,
-            Self::Permission => 13,
-        }
-    }
-
-    /// What a call may be told to have failed with, besides what poisons.
-    fn kind(self) -> ErrorKind {
-        match self {
-            Self::Io | Self::Interrupted | Self::Descriptors => ErrorKind::Io,
-            Self::NoSpace | Self::Quota | Self::Short => ErrorKind::NoSpace,
-            Self::ReadOnly | Self::Permission => ErrorKind::Permission,
-        }
-    }
-
-    /// The fault of this call. A failed sync loses what it should have kept, unless it was interrupted. Of a failed
-    /// sync of names nothing is lost by itself: no file system goes on after losing those.
-    fn fault(self, sim: &Sim, call: &Call) -> Fault {
-        match self {
-            // Storage takes whole sectors: of a segment's header, which is one, all that says anything or nothing.
-            Self::Short => Fault::ShortWrite([0, 512, 600][call.number as usize % 3]),
-            Self::Interrupted => Fault::Error(self.number()),
-            _ => match call.verb {
-                Verb::SyncData | Verb::SyncAll => Fault::LoseData(self.number()),
-                Verb::SyncFilesystem => {
-                    sim.fail_write_back();
-                    Fault::Error(self.number())
-                }
-                _ => Fault::Error(self.number()),
-            },
-        }
-    }
-}
-
-/// How long a call fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lasting {
-    /// That call alone.
-    Once,
-    /// Every later call of the same verb too.
-    Verb,
-    /// Every later call too.
-    Everything,
-}
-
-impl Lasting {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Once, Self::Verb, Self::Everything];
 }
 
 /// A place that calls storage, and what for.
@@ -299,63 +210,23 @@ fn watch(workload: &Workload, mentions: &[Mention]) -> Vec<(Key, u64)> {
     seen.into_iter().map(place).collect()
 }
 
-/// Fails the call with this number, counted over all machines of a run, and perhaps later ones.
-#[derive(Clone)]
-struct Injection {
-    number: u64,
-    verb: Verb,
-    errno: Errno,
-    lasting: Lasting,
-    count: Arc<AtomicU64>,
-    has_come: Arc<AtomicBool>,
-    is_healed: Arc<AtomicBool>,
-}
-
-impl Injection {
-    fn new(cell: &Cell) -> Self {
-        Self {
-            number: cell.number,
-            verb: cell.key.0.verb,
-            errno: cell.errno,
-            lasting: cell.lasting,
-            count: Arc::default(),
-            has_come: Arc::default(),
-            is_healed: Arc::default(),
-        }
-    }
-
-    fn interpose(&self, sim: &Sim, call: &Call, _: usize) -> Option<Fault> {
-        let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        if number == self.number {
-            assert_eq!(call.verb, self.verb, "the workload does the same each time");
-            self.has_come.store(true, Ordering::Relaxed);
-        }
-        let fails = number == self.number
-            || number > self.number
-                && match self.lasting {
-                    Lasting::Once => false,
-                    Lasting::Verb => call.verb == self.verb,
-                    Lasting::Everything => true,
-                };
-        (fails && !self.is_healed.load(Ordering::Relaxed)).then(|| self.errno.fault(sim, call))
-    }
-}
-
 fn judge_cell(
     workload: &Workload,
     cell: &Cell,
     random: &mut Random,
     trace: &mut Vec<String>,
 ) -> Result<(), String> {
-    let injection = Injection::new(cell);
+    let injection = Injection::new(cell.number, cell.errno, cell.lasting);
     let by_rule = injection.clone();
-    let mut world = World::new(workload, Arc::new(move |sim, call, act| by_rule.interpose(sim, call, act)));
+    let mut world = World::new(workload, Arc::new(move |sim, call, _| by_rule.answer(sim, call)));
     world.sim.set_trace(true);
     let result = run(workload, cell, &injection, &mut world, random, trace);
     trace.extend(world.sim.trace());
     result?;
-    if !injection.has_come.load(Ordering::Relaxed) {
-        return Err("the call did not come".into());
+    match injection.hit() {
+        Some(verb) if verb == cell.key.0.verb => {}
+        Some(verb) => return Err(format!("the workload does not do the same each time: {verb:?}")),
+        None => return Err("the call did not come".into()),
     }
     end(workload, cell, world, random, trace)
 }
@@ -382,7 +253,7 @@ fn run(
             Err(Failure::Broken(reason)) => return Err(format!("act {number}: {reason}")),
             // What this process failed in is in the way of others, or was told to them, until it is gone.
             Err(Failure::Beside(error))
-                if injection.has_come.load(Ordering::Relaxed)
+                if injection.hit().is_some()
                     && (is_truthful(error.kind(), cell)
                         || is_sync && error.kind() == ErrorKind::Io
                         || error.kind() == ErrorKind::Locked) =>
@@ -395,7 +266,7 @@ fn run(
         };
         trace.push(format!("act {number} failed: {error} ({:?})", error.kind()));
         // What a sync lost is told again to others who had written it, or had it written.
-        if told > 3 * u64::from(is_sync) || !injection.has_come.load(Ordering::Relaxed) {
+        if told > 3 * u64::from(is_sync) || !injection.hit().is_some() {
             return Err(format!("act {number} failed without a fault: {error}"));
         }
         told += 1;
@@ -413,7 +284,7 @@ fn run(
             return Ok(());
         }
         // The device is well again.
-        injection.is_healed.store(true, Ordering::Relaxed);
+        injection.heal();
         if is_open && is_poisoned(world, &error, cell)? {
             return Ok(());
         }
@@ -540,18 +411,9 @@ fn fail_in_recovery(
 ) -> Result<Sim, String> {
     let (first, lasting) = (1 + random.below(6), *random.pick(&Lasting::ALL));
     let (verb, errno) = (cell.key.0.verb, cell.errno);
-    let (count, is_going_on) = (AtomicU64::new(0), AtomicBool::new(false));
+    let injection = Injection::new(first, errno, lasting).counting(verb);
     let sim = machine.clone();
-    let rule = move |call: &Call| {
-        let is_hit = call.verb == verb && count.fetch_add(1, Ordering::Relaxed) + 1 == first;
-        let goes_on = match lasting {
-            Lasting::Once => false,
-            Lasting::Verb => call.verb == verb && is_going_on.load(Ordering::Relaxed),
-            Lasting::Everything => is_going_on.load(Ordering::Relaxed),
-        };
-        is_going_on.fetch_or(is_hit, Ordering::Relaxed);
-        (is_hit || goes_on).then(|| errno.fault(&sim, call))
-    };
+    let rule = move |call: &Call| injection.answer(&sim, call);
     machine.set_trace(true);
     let result = workload.open_on(machine, Arc::new(rule), has_meddled);
     trace.push(format!("recovery, {verb:?} {first} failing {lasting:?}: {:?}", result.as_ref().err()));

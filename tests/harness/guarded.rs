@@ -4,16 +4,17 @@
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use atomtree::vfs::faults::{Call, Fault, Faults, Verb};
+use atomtree::vfs::faults::{Call, Faults};
 use atomtree::vfs::sim::Sim;
 use atomtree::vfs::{Access, Dir, Timestamp, Vfs};
 use atomtree::{Error, ErrorKind, Guard, GuardOptions, Store};
 
 use crate::crash::{Crash, ROOT, differences, is_operation, machine, open, tree_of};
 use crate::history::{Entry, History, Random, Settings, Tree};
+use crate::injection::{Errno, Injection, Lasting};
 
 /// What a program does to a file, or to a name, without any transaction.
 #[derive(Clone, Debug)]
@@ -227,12 +228,19 @@ impl Scene {
 
     /// The tree without the names that no guard covers.
     fn covered(&self, tree: Tree) -> Tree {
-        let is_covered = |path: &str| {
-            self.patterns.contains(&"**")
-                || path.starts_with("d/")
-                || self.patterns.contains(&"a") && (["a", "d"].contains(&path) || path.ends_with("/a"))
-        };
-        tree.into_iter().filter(|(path, _)| is_covered(path)).collect()
+        tree.into_iter().filter(|(path, _)| self.covers(path)).collect()
+    }
+
+    /// What no guard covers; without directories: those that were made for what is covered go with that.
+    fn files_beside(&self, tree: Tree) -> Tree {
+        let is_beside = |path: &str, entry: &Entry| !self.covers(path) && !matches!(entry, Entry::Dir(_));
+        tree.into_iter().filter(|(path, entry)| is_beside(path, entry)).collect()
+    }
+
+    fn covers(&self, path: &str) -> bool {
+        self.patterns.contains(&"**")
+            || path.starts_with("d/")
+            || self.patterns.contains(&"a") && (["a", "d"].contains(&path) || path.ends_with("/a"))
     }
 }
 
@@ -441,56 +449,46 @@ fn go_on(scene: &Scene, store: &Store, machine: &Sim, random: &mut Random) -> Re
     Ok(())
 }
 
-/// How a call fails, and how long.
-#[derive(Clone, Copy, Debug)]
-struct Failing {
-    number: u64,
-    errno: i32,
-    lasts: bool,
+/// Whether `error` says what the storage said, or that it can't be known.
+fn is_truthful(error: &Error, errno: Errno) -> bool {
+    let kind = error.kind();
+    kind == errno.kind()
+        || matches!(kind, ErrorKind::OutcomeUnknown | ErrorKind::Poisoned)
+        // Where `openat2` is refused, nothing is known to stay inside the root.
+        || errno == Errno::Permission && kind == ErrorKind::Unsupported
 }
 
-/// Runs the scene with this call failing, counted from the first guard on, until something is told. Returns how many
-/// calls there were, and what may be found.
-fn run_failing(scene: &Scene, sim: &Sim, failing: Option<Failing>) -> (u64, Vec<Tree>) {
-    let count = Arc::new(AtomicU64::new(0));
-    let (is_on, is_hit) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (counted, on, hit, machine) =
-        (Arc::clone(&count), Arc::clone(&is_on), Arc::clone(&is_hit), sim.clone());
-    let rule = move |call: &Call| {
-        if !on.load(Ordering::Relaxed) {
-            return None;
-        }
-        let number = counted.fetch_add(1, Ordering::Relaxed) + 1;
-        let Failing { number: first, errno, lasts } = failing?;
-        if number != first && !(lasts && number > first) {
-            return None;
-        }
-        hit.store(true, Ordering::Relaxed);
-        Some(match call.verb {
-            Verb::SyncData | Verb::SyncAll => Fault::LoseData(errno),
-            Verb::SyncFilesystem => {
-                machine.fail_write_back();
-                Fault::Error(errno)
-            }
-            _ => Fault::Error(errno),
-        })
-    };
+/// Runs the scene with a call failing, counted from the first guard on, until something is told. Returns what may be found.
+fn run_failing(scene: &Scene, sim: &Sim, injection: &Injection, errno: Errno) -> Result<Vec<Tree>, String> {
+    let is_on = Arc::new(AtomicBool::new(false));
+    let (by_rule, on, machine) = (injection.clone(), Arc::clone(&is_on), sim.clone());
+    let rule =
+        move |call: &Call| on.load(Ordering::Relaxed).then(|| by_rule.answer(&machine, call)).flatten();
     let faults: Arc<dyn Vfs> = Arc::new(Faults::new(Arc::new(sim.clone()), Arc::new(rule)));
     let outside = sim.open_root(Path::new(ROOT)).expect("it is there");
     let store = open(faults, &scene.settings).expect("nothing fails yet");
+    let told = |error: &Error| {
+        if injection.hit().is_none() {
+            return Err(format!("it fails by itself: {error}"));
+        }
+        let is_told = is_truthful(error, errno).then_some(());
+        is_told.ok_or_else(|| format!("it is told to have failed with {:?}: {error}", error.kind()))
+    };
     let mut tree = scene.covered(tree_of(sim));
     let mut allowed = vec![tree.clone()];
     for (edits, end) in &scene.rounds {
         is_on.store(true, Ordering::Relaxed);
-        let guard = store.guard_with(&scene.options());
-        let Ok(guard) = guard else {
-            assert!(is_hit.load(Ordering::Relaxed), "{scene:#?}: it fails by itself: {:?}", guard.err());
-            compare(scene, sim, &allowed)
-                .unwrap_or_else(|reason| panic!("{failing:?} of {scene:#?}: {reason}"));
-            break;
+        let guard = match store.guard_with(&scene.options()) {
+            Ok(guard) => guard,
+            Err(error) => {
+                told(&error)?;
+                compare(scene, sim, &allowed)?;
+                break;
+            }
         };
         edits.iter().for_each(|edit| edit.perform(&*outside));
-        let edited = scene.covered(tree_of(sim));
+        let all = tree_of(sim);
+        let (edited, beside) = (scene.covered(all.clone()), scene.files_beside(all));
         let ended = match end {
             End::Kept => {
                 allowed = vec![tree.clone(), edited.clone()];
@@ -503,53 +501,87 @@ fn run_failing(scene: &Scene, sim: &Sim, failing: Option<Failing>) -> (u64, Vec<
                 break;
             }
         };
-        if ended.is_err() {
-            assert!(is_hit.load(Ordering::Relaxed), "{scene:#?}: it fails by itself: {ended:?}");
+        if scene.files_beside(tree_of(sim)) != beside {
+            return Err("files that no guard covers have changed".into());
+        }
+        if let Err(error) = ended {
+            told(&error)?;
             let kind = store.begin().err().map(|error| error.kind());
-            assert_eq!(kind, Some(ErrorKind::Poisoned), "{failing:?} of {scene:#?}: after {ended:?}");
+            if kind != Some(ErrorKind::Poisoned) {
+                return Err(format!("after {error}, begin says {kind:?}"));
+            }
             break;
         }
-        compare(scene, sim, &allowed).unwrap_or_else(|reason| panic!("{failing:?} of {scene:#?}: {reason}"));
+        compare(scene, sim, &allowed)?;
         tree = allowed[0].clone();
     }
     // The device is well again, and whoever had the store open is gone.
     is_on.store(false, Ordering::Relaxed);
-    (count.load(Ordering::Relaxed), allowed)
+    Ok(allowed)
 }
 
-/// Fails one call of the scene after the other, once or from then on, with each of a few errors in turn, and judges what
-/// the next open makes of it. Returns how many were judged.
+/// Fails one call of the scene after the other, in a way that `seed` draws, and often one of the recovery that follows;
+/// judges what is told, and what the next open makes of it. Returns how many were judged.
 ///
 /// # Panics
 /// With the way there, when a promise is broken.
-pub fn fail_every_call(scene: &Scene) -> u64 {
-    let (calls, _) = run_failing(scene, &scene.machine(), None);
-    let mut random = Random::new(scene.seed ^ 0xfa11);
-    for number in 1..=calls {
-        // Input/output, no space, permission denied, interrupted, too many open files.
-        let failing = Failing { number, errno: *random.pick(&[5, 28, 13, 4, 24]), lasts: random.percent(40) };
+pub fn fail_every_call(scene: &Scene, seed: u64) -> u64 {
+    let unhit = Injection::new(u64::MAX, Errno::Io, Lasting::Once);
+    run_failing(scene, &scene.machine(), &unhit, Errno::Io)
+        .unwrap_or_else(|reason| panic!("{scene:#?}: {reason}"));
+    let mut random = Random::new(scene.seed ^ seed << 32 ^ 0xfa11);
+    for number in 1..=unhit.count() {
+        let (errno, lasting) = (*random.pick(&Errno::ALL), *random.pick(&Lasting::ALL));
         let sim = scene.machine();
         sim.set_trace(true);
-        let (_, allowed) = run_failing(scene, &sim, Some(failing));
-        let crash = if random.percent(50) { Crash::Kill } else { Crash::Cut(random.next()) };
-        let machine = crash.of(&sim);
-        let fail = |reason: &str| -> ! {
-            panic!("{failing:?}, then {crash:?}, of {scene:#?}: {reason}\n{}", sim.trace().join("\n"))
-        };
-        let store = match opened(&machine, scene) {
-            Ok(store) => store,
-            Err(error) => fail(&format!("it does not open: {error}")),
-        };
-        if !store.recovery().lost.is_empty() {
-            fail(&format!("lost: {:?}", store.recovery().lost));
-        }
-        if let Err(reason) = compare(scene, &machine, &allowed) {
-            fail(&reason);
-        }
-        let left = leftovers(&machine);
-        if !left.is_empty() {
-            fail(&format!("guards are left: {left:?}"));
-        }
+        let mut trace = vec![format!("call {number} failing with {errno:?}, {lasting:?}")];
+        let result = run_failing(scene, &sim, &Injection::new(number, errno, lasting), errno);
+        trace.extend(sim.trace());
+        let verdict =
+            result.and_then(|allowed| fail_afterwards(scene, &sim, &allowed, errno, &mut random, &mut trace));
+        verdict.unwrap_or_else(|reason| panic!("{scene:#?}, {seed}: {reason}\n{}", trace.join("\n")));
     }
-    calls
+    unhit.count()
+}
+
+/// The machine goes down, often a call of the recovery fails and it goes down again, and then the store opens.
+fn fail_afterwards(
+    scene: &Scene,
+    sim: &Sim,
+    allowed: &[Tree],
+    errno: Errno,
+    random: &mut Random,
+    trace: &mut Vec<String>,
+) -> Result<(), String> {
+    let goes_down = |sim: &Sim, random: &mut Random, trace: &mut Vec<String>| {
+        let crash = if random.percent(50) { Crash::Kill } else { Crash::Cut(random.next()) };
+        trace.push(format!("{crash:?}"));
+        let machine = crash.of(sim);
+        machine.set_trace(true);
+        machine
+    };
+    let mut machine = goes_down(sim, random, trace);
+    if random.percent(50) {
+        let injection = Injection::new(1 + random.below(120), errno, *random.pick(&Lasting::ALL));
+        trace.push(format!("recovery, {injection:?}"));
+        let (by_rule, failing) = (injection.clone(), machine.clone());
+        let rule = move |call: &Call| by_rule.answer(&failing, call);
+        let result = open(Arc::new(Faults::new(Arc::new(machine.clone()), Arc::new(rule))), &scene.settings);
+        if let Err(error) = &result
+            && !(injection.hit().is_some() && is_truthful(error, errno))
+        {
+            return Err(format!("recovery is told to have failed with {:?}: {error}", error.kind()));
+        }
+        trace.extend(machine.trace());
+        machine = goes_down(&machine, random, trace);
+    }
+    let store = opened(&machine, scene).map_err(|error| format!("it does not open: {error}"));
+    trace.extend(machine.trace());
+    let lost = store?.recovery().lost.clone();
+    if !lost.is_empty() {
+        return Err(format!("lost: {lost:?}"));
+    }
+    compare(scene, &machine, allowed)?;
+    let left = leftovers(&machine);
+    if left.is_empty() { Ok(()) } else { Err(format!("guards are left: {left:?}")) }
 }

@@ -13,6 +13,7 @@ pub mod foreign_dirs;
 pub mod guarded;
 pub mod hand_over;
 pub mod history;
+pub mod injection;
 pub mod interrupted;
 pub mod serializability;
 pub mod signals;
