@@ -1,6 +1,7 @@
 //! What is measured. One file each.
 
 mod commits;
+mod going_back;
 mod patch;
 mod processes;
 mod recovery;
@@ -23,7 +24,7 @@ pub struct Workload {
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Workload; 8] = [
+pub const ALL: [Workload; 9] = [
     Workload {
         name: "files",
         about: "commits of 1 to 1000 files of 1 to 64 KiB, new and replaced, one committer",
@@ -38,6 +39,12 @@ pub const ALL: [Workload; 8] = [
     },
     Workload { name: "large", about: "4 files of 1 MiB; one of 64 MiB", minutes: 3, run: commits::large },
     Workload { name: "patch", about: "1 KiB changed in a file of 64 MiB", minutes: 1, run: patch::run },
+    Workload {
+        name: "going-back",
+        about: "100 and 10,000 changed files brought back: undo, roll back, or committed again",
+        minutes: 2,
+        run: going_back::run,
+    },
     Workload {
         name: "sustained",
         about: "10,000 commits of 10 files with checkpoints: in small and large stores, beside another writer",
