@@ -706,7 +706,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "leave-images-without-bound",
         suite: Suite::It("guards::cost::the_cache_keeps_to_its_bound"),
         edits: &[Edit {
-            file: "recovery/src/guards.rs",
+            file: "recovery/src/guards/cache.rs",
             from: "let is_kept = left.checked_sub(original.image_bytes());",
             to: "let is_kept = left.checked_sub(original.image_bytes().min(left & 1));",
         }],
@@ -726,7 +726,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "clear-images-of-an-open-guard",
         suite: Suite::It("guards::cost::the_cache_keeps_to_its_bound"),
         edits: &[Edit {
-            file: "recovery/src/guards.rs",
+            file: "recovery/src/guards/cache.rs",
             from: "needed.extend(images_of(&manifest));",
             to: "drop(manifest);",
         }],
@@ -741,6 +741,47 @@ pub const MUTANTS: &[Mutant] = &[
             file: "recovery/src/guards/capture.rs",
             from: "(is_told && is_same &&",
             to: "((is_told || is_same) && is_same &&",
+        }],
+    },
+    // Say that a guard stands whose images only the cache has.
+    Mutant {
+        name: "guard-with-unsynced-images",
+        suite: Suite::It("guards::explored::every_crash_under_a_guard_ends_as_promised"),
+        edits: &[Edit {
+            file: "recovery/src/guards.rs",
+            from: "places.root.sync_filesystem().doing(\"sync the file system of\", \".\")?;",
+            to: "",
+        }],
+    },
+    // End a guard whose kept edits only the cache has.
+    Mutant {
+        name: "keep-what-is-not-durable",
+        suite: Suite::It("guards::explored::every_crash_under_a_guard_ends_as_promised"),
+        edits: &[Edit {
+            file: "recovery/src/guards.rs",
+            from: "places.root.sync_filesystem().doing(\"sync the file system of\", \".\").map_err(Ended::Not)?;",
+            to: "",
+        }],
+    },
+    // End a guard when what was put back is only in the cache.
+    Mutant {
+        name: "end-a-roll-back-too-early",
+        suite: Suite::It("guards::explored::every_crash_under_a_guard_ends_as_promised"),
+        edits: &[Edit {
+            file: "recovery/src/guards/restore.rs",
+            from: "    restore.close_directories(&found)?;
+    places.root.sync_filesystem().doing(\"sync the file system of\", \".\")?;",
+            to: "    restore.close_directories(&found)?;",
+        }],
+    },
+    // Say that a guard has ended whose list may be back after a power cut.
+    Mutant {
+        name: "end-a-guard-in-the-cache",
+        suite: Suite::It("guards::explored::every_crash_under_a_guard_ends_as_promised"),
+        edits: &[Edit {
+            file: "recovery/src/guards.rs",
+            from: "dir.sync().doing(\"sync\", &label).map_err(Ended::Unknown)?;",
+            to: "",
         }],
     },
 ];
