@@ -251,11 +251,11 @@ impl Engine {
         let Some(fresh) = fresh else {
             return Err(Error::conflict(path.as_path(), "it was removed while it was being looked at"));
         };
-        let same_content = match seen.content.digest() {
+        let same_content = match seen.content {
             // What lies in it is compared name by name, where it counts.
-            None if seen.kind == Kind::Dir => true,
-            Some(digest) => fresh.has_content(seen.size, digest) == Some(true),
-            None => seen.has_times_of(found),
+            Content::Unread if seen.kind == Kind::Dir => true,
+            Content::Unread => seen.has_times_of(found),
+            Content::Inline(_) | Content::Digest(_) => fresh.has_content_of(seen) == Some(true),
         };
         if fresh.kind != seen.kind || !same_content {
             let (seen, found) = (describe(seen.kind, seen.size), describe(fresh.kind, fresh.size));

@@ -19,6 +19,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::acl::{self, ACCESS_ACL};
 
+/// How much of a file is read at once, for its digest: at first, and from then on.
+const PIECE_BYTES_FIRST: usize = 8 << 10;
+const PIECE_BYTES_MAX: usize = 128 << 10;
+
 /// BLAKE3 of a content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Digest(#[serde(with = "serde_bytes")] pub [u8; 32]);
@@ -32,7 +36,8 @@ impl Digest {
     /// The digest of a whole file, read in pieces, and its length as read.
     pub fn of_file(file: &dyn File) -> io::Result<(u64, Self)> {
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; 128 * 1024];
+        // Most files are small: what is not needed is not zeroed.
+        let mut buffer = vec![0; PIECE_BYTES_FIRST];
         let mut offset = 0;
         loop {
             let read = file.read_at(&mut buffer, offset)?;
@@ -41,6 +46,9 @@ impl Digest {
             }
             hasher.update(&buffer[..read]);
             offset += read as u64;
+            if read == buffer.len() {
+                buffer.resize(PIECE_BYTES_MAX, 0);
+            }
         }
     }
 }
@@ -508,9 +516,28 @@ impl Image<'_> {
         (self.kind, self.inode, self.born) == (Kind::Dir, found.inode, found.born) && found.kind == Kind::Dir
     }
 
-    /// Whether content of `size` bytes with this digest is the image's; `None` if the image doesn't know its content.
-    pub fn has_content(&self, size: u64, digest: Digest) -> Option<bool> {
-        Some(self.size == size && self.content.digest()? == digest)
+    /// Whether another image is of the same content; `None` if one of them doesn't know its content.
+    pub fn has_content_of(&self, other: &Image<'_>) -> Option<bool> {
+        let is_same = match (&self.content, &other.content) {
+            (Content::Inline(one), Content::Inline(another)) => one == another,
+            (one, another) => one.digest()? == another.digest()?,
+        };
+        Some(is_same && self.size == other.size)
+    }
+
+    /// Whether the file holds this image's content; `None` if the image doesn't know its content.
+    pub fn is_content_of(&self, file: &dyn File) -> io::Result<Option<bool>> {
+        if let Content::Inline(bytes) = &self.content {
+            // One byte more is asked for, so that a longer file is noticed.
+            let mut found = vec![0; bytes.len() + 1];
+            let read = file.read_at(&mut found, 0)?;
+            // What is less may be a part of it.
+            if read == bytes.len() && found[..read] == **bytes {
+                return Ok(Some(true));
+            }
+        }
+        let Some(digest) = self.content.digest() else { return Ok(None) };
+        Ok(Some(Digest::of_file(file)? == (self.size, digest)))
     }
 
     /// Whether what stands at the name still holds this image's content: by identity, size and time of modification
@@ -528,8 +555,8 @@ impl Image<'_> {
             Kind::File if self.content == Content::Unread => Ok(same_times),
             Kind::File if found.size != self.size => Ok(false),
             Kind::File => {
-                let (size, digest) = Digest::of_file(&*open_own(dir, name)?)?;
-                Ok(self.has_content(size, digest) == Some(true))
+                let file = open_own(dir, name)?;
+                Ok(self.is_content_of(&*file)? == Some(true))
             }
             Kind::Symlink => {
                 let target = dir.read_link(name)?;

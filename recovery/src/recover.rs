@@ -512,8 +512,7 @@ impl<'a> Repair<'a> {
         if metadata.size != image.size {
             return Ok(false);
         }
-        let (size, digest) = Digest::of_file(&*file)?;
-        Ok(image.has_content(size, digest) == Some(true))
+        Ok(image.is_content_of(&*file)? == Some(true))
     }
 
     fn open_slot(&self, slot: &Slot) -> io::Result<Option<Arc<dyn File>>> {

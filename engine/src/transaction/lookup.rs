@@ -204,9 +204,9 @@ impl Transaction {
         let (image, bytes) = Image::capture_with_content(vfs, file, self.view.limits(), limit)
             .on("read", spot.path.as_path())?;
         if let Some(seen) = self.view.source_mut(spot).and_then(|name| name.original.as_mut()) {
-            let same_content = match seen.content.digest() {
-                None => seen.has_times_of_image(&image),
-                digest => seen.size == image.size && digest == image.content.digest(),
+            let same_content = match seen.content {
+                Content::Unread => seen.has_times_of_image(&image),
+                Content::Inline(_) | Content::Digest(_) => seen.has_content_of(&image) == Some(true),
             };
             if same_content && seen.attributes == image.attributes {
                 *seen = image;
