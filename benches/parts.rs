@@ -1,23 +1,56 @@
 //! The parts that a commit is made of, so that a regression is seen where it happens. Runs on the file system of the
 //! temporary directory; for figures beside the bare log write, on a volume of its own, see `commit.rs`.
 
+#[path = "parts/mapped.rs"]
+mod mapped;
+
 use std::cell::Cell;
 use std::hint::black_box;
 use std::num::NonZeroU8;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use atomtree::{Checkpoints, Options};
+use atomtree::{Checkpoints, Options, Store, Transaction};
 use atomtree_vfs::Vfs;
 use atomtree_vfs::os::Os;
-use atomtree_wal::{Log, LogOptions, Record, scan};
+use atomtree_wal::format::FrameHeader;
+use atomtree_wal::{Epoch, Log, LogOptions, Lsn, Record, scan};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use tempfile::TempDir;
+
+use crate::mapped::MappedLog;
 
 const ID: [u8; 16] = *b"a log to measure";
+/// Of whole transactions.
+const FILES: usize = 10;
 
 fn log_options() -> LogOptions {
     LogOptions { segment_bytes: 16 << 20, log_bytes_max: 64 << 20 }
 }
 
-/// Appending to the log, with and without the sync that makes it durable.
+/// A frame's header, with the checksum over what follows.
+fn encode(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("encode");
+    for bytes in [1_usize << 10, 64 << 10] {
+        let payload = vec![7; bytes];
+        let header = FrameHeader {
+            kind: NonZeroU8::MIN,
+            length: bytes as u32,
+            link: 1,
+            epoch: Epoch(1),
+            lsn: Lsn(1),
+            synced_lsn: Lsn(0),
+        };
+        group.throughput(Throughput::Bytes(bytes as u64));
+        group.bench_function(format!("{} KiB", bytes >> 10), |bencher| {
+            bencher.iter(|| header.encode(std::iter::once(black_box(&payload[..]))));
+        });
+    }
+    group.finish();
+}
+
+/// Appending to the log by a positioned write, with and without the sync that makes it durable; and the same bytes stored to
+/// a mapping, which is how it is not done: the kernel writes back the whole folio around them.
 fn append(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("append");
     for bytes in [1 << 10, 64 << 10] {
@@ -39,6 +72,18 @@ fn append(criterion: &mut Criterion) {
                         }
                         if sync {
                             log.sync().unwrap();
+                        }
+                    });
+                },
+            );
+            let mut log = MappedLog::create(16 << 20).unwrap();
+            group.bench_function(
+                format!("{} KiB{}, through a map", bytes >> 10, if sync { ", synced" } else { "" }),
+                |bencher| {
+                    bencher.iter(|| {
+                        log.append(&payload);
+                        if sync {
+                            log.sync(payload.len()).unwrap();
                         }
                     });
                 },
@@ -99,6 +144,87 @@ fn commit(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn store() -> (TempDir, Store) {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Options::new().checkpoints(Checkpoints::Manual).open(scratch.path()).unwrap();
+    (scratch, store)
+}
+
+/// A transaction that replaces some files.
+fn transaction(store: &Store, dir: &str, round: u64) -> Transaction {
+    let mut tx = store.begin().unwrap();
+    for file in 0..FILES {
+        tx.write(format!("{dir}/{file}"), vec![(round % 251) as u8; 1024]).unwrap();
+    }
+    tx
+}
+
+/// The stages of a transaction that replaces files, each on its own: what comes before and behind is not timed.
+fn stages(criterion: &mut Criterion) {
+    let (_scratch, store) = store();
+    transaction(&store, "dir", 0).commit().unwrap();
+    let mut group = criterion.benchmark_group(format!("{FILES} replaced files of 1 KiB"));
+    // Times one of the moments between beginning, submitting, durability and being in place.
+    let mut stage = |name: &str, at: usize| {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|count| {
+                let mut spent = Duration::ZERO;
+                for round in 1..=count {
+                    store.checkpoint().unwrap();
+                    let mut times = vec![Instant::now()];
+                    let tx = transaction(&store, "dir", round);
+                    times.push(Instant::now());
+                    let ticket = tx.submit().unwrap();
+                    times.push(Instant::now());
+                    ticket.durable().unwrap();
+                    times.push(Instant::now());
+                    ticket.applied().unwrap();
+                    times.push(Instant::now());
+                    spent += times[at + 1] - times[at];
+                }
+                spent
+            });
+        });
+    };
+    stage("look at what stands there", 0);
+    stage("plan and stage", 1);
+    stage("check, log and sync", 2);
+    stage("apply", 3);
+    group.finish();
+    store.close().unwrap();
+}
+
+/// Commits of one file each, from several threads at once: time for each commit.
+fn group_commit(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("group commit");
+    for threads in [1_u64, 4, 16] {
+        let (_scratch, store) = store();
+        group.bench_function(format!("{threads} threads"), |bencher| {
+            bencher.iter_custom(|count| {
+                let each = count.div_ceil(threads);
+                let start = Instant::now();
+                thread::scope(|scope| {
+                    for thread in 0..threads {
+                        let store = &store;
+                        scope.spawn(move || {
+                            for round in 0..each {
+                                let mut tx = store.begin().unwrap();
+                                tx.write(format!("{thread}"), round.to_le_bytes()).unwrap();
+                                tx.commit().unwrap();
+                            }
+                        });
+                    }
+                });
+                let spent = start.elapsed();
+                store.checkpoint().unwrap();
+                spent.mul_f64(count as f64 / (each * threads) as f64)
+            });
+        });
+        store.close().unwrap();
+    }
+    group.finish();
+}
+
 /// Opening a store that was closed.
 fn open(criterion: &mut Criterion) {
     let scratch = tempfile::tempdir().unwrap();
@@ -108,5 +234,5 @@ fn open(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(parts, append, scan_segment, commit, open);
+criterion_group!(parts, encode, append, scan_segment, stages, commit, group_commit, open);
 criterion_main!(parts);

@@ -266,7 +266,7 @@ fn run(
         };
         trace.push(format!("act {number} failed: {error} ({:?})", error.kind()));
         // What a sync lost is told again to others who had written it, or had it written.
-        if told > 3 * u64::from(is_sync) || !injection.hit().is_some() {
+        if told > 3 * u64::from(is_sync) || injection.hit().is_none() {
             return Err(format!("act {number} failed without a fault: {error}"));
         }
         told += 1;
