@@ -20,7 +20,8 @@
 mod capture;
 mod changes;
 mod manifest;
-mod note;
+#[doc(hidden)]
+pub mod note;
 mod patterns;
 mod restore;
 mod scrub;

@@ -193,7 +193,8 @@ impl Manifest {
         found.ok().map(|index| &self.originals[index])
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// Its bytes, as they stand in a file.
+    pub fn encode(&self) -> Vec<u8> {
         let body = rmp_serde::to_vec(self).expect("a manifest holds nothing that MessagePack can't");
         let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
         bytes.extend(MAGIC);
