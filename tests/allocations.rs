@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use atomtree::vfs::sim::Sim;
 use atomtree::vfs::{Kind, Timestamp, Vfs};
 use atomtree::{TransactionId, TreePath};
+use atomtree_recovery::guards::{Manifest, note};
 use atomtree_recovery::image::{Attribute, Attributes, Content, Digest, Image, Slot};
 use atomtree_recovery::manifest;
 use atomtree_recovery::places::StoreFile;
@@ -67,7 +68,7 @@ fn peak_of<T>(run: impl FnOnce() -> T) -> usize {
 }
 
 /// Each decoder: decodes the input, and says how long it was and what was allocated.
-const DECODERS: [(&str, fn(&[u8]) -> (usize, usize)); 7] = [
+const DECODERS: [(&str, fn(&[u8]) -> (usize, usize)); 9] = [
     ("frame", |bytes| (bytes.len(), peak_of(|| targets::frame(bytes)))),
     ("log", open_log),
     ("record", decode_record),
@@ -75,6 +76,8 @@ const DECODERS: [(&str, fn(&[u8]) -> (usize, usize)); 7] = [
     ("document", |bytes| (bytes.len(), peak_of(|| atomtree_cli::check_document(bytes)))),
     ("store file", |bytes| read(bytes, "store", |dir| drop(StoreFile::read(dir)))),
     ("manifest", read_manifest),
+    ("guard", decode_guard),
+    ("note", decode_note),
 ];
 
 /// A machine with a file of this content, and what reading it allocates.
@@ -88,6 +91,19 @@ fn read(bytes: &[u8], name: &str, decode: impl FnOnce(&dyn atomtree::vfs::Dir)) 
 fn read_manifest(bytes: &[u8]) -> (usize, usize) {
     let name = "0000000000000001-0000000000000001.manifest";
     read(bytes, name, |dir| drop(manifest::read(dir, OsStr::new(name))))
+}
+
+/// A guard's list, or the body of one: the index of the images has the same form.
+fn decode_guard(bytes: &[u8]) -> (usize, usize) {
+    let sealed = targets::guard::sealed(bytes);
+    let (raw, body) = (peak_of(|| Manifest::decode(bytes)), peak_of(|| Manifest::decode(&sealed)));
+    (sealed.len(), raw.max(body))
+}
+
+fn decode_note(bytes: &[u8]) -> (usize, usize) {
+    let text = String::from_utf8_lossy(bytes);
+    let decode = || (note::from_text(&text), note::group_from_text(&text));
+    (text.len(), peak_of(decode))
 }
 
 fn open_log(bytes: &[u8]) -> (usize, usize) {
@@ -201,14 +217,8 @@ fn record(kind: u8, head: &[u8]) -> Vec<u8> {
 
 /// A manifest of one summary, with its checksum.
 fn summary(body: &[u8]) -> Vec<u8> {
-    let checksum = !body.iter().fold(!0_u32, |crc, byte| {
-        (0..8).fold(
-            crc ^ u32::from(*byte),
-            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 },
-        )
-    });
     let head = [&b"ATOMHIST"[..], &1_u32.to_le_bytes(), &(body.len() as u32).to_le_bytes()].concat();
-    [&head[..], &checksum.to_le_bytes(), body].concat()
+    [&head[..], &targets::guard::crc32(body).to_le_bytes(), body].concat()
 }
 
 /// A summary of so many changes, each as short as can be: a name, and nothing before or after.
@@ -218,6 +228,17 @@ fn summary_of(changes: u32) -> Vec<u8> {
         &[&begin[..], &changes.to_be_bytes(), &[0x93, 0xc4, 1, b'a', 0xc0, 0xc0].repeat(changes as usize)]
             .concat(),
     )
+}
+
+/// The body of a guard's list of so many directories, each as short as can be.
+fn list_of(originals: u32) -> Vec<u8> {
+    let mut body = [&[0x93, 0x92, 0x90, 0x90, 0x00, 0xdd][..], &originals.to_be_bytes()].concat();
+    for number in 0..originals {
+        body.extend([0x9b, 0xc4, 4]);
+        body.extend(format!("{number:04x}").bytes());
+        body.extend(*b"\xa3Dir\xc2\x00\xc0\x00\x00\x00\x94\x00\x00\x00\x90\xc0\xc0");
+    }
+    body
 }
 
 fn hostile(decoder: &str) -> Vec<Vec<u8>> {
@@ -241,6 +262,13 @@ fn hostile(decoder: &str) -> Vec<Vec<u8>> {
             all.push([&b"ATOMHIST\x01\0\0\0"[..], &[0xff; 8]].concat());
             all
         }
+        "guard" => {
+            let body = list_of(2);
+            let lengths = [u64::MAX, 1 << 40, 1 << 30].map(u64::to_le_bytes);
+            let claiming = lengths.map(|length| [b"ATOMGUAR\x01\0\0\0", &length[..], &body].concat());
+            with_claims(&body).into_iter().chain(claiming).collect()
+        }
+        "note" => vec![b"pid 1\n".repeat(100_000), [b"group /", &[b'x'; 2 << 20][..]].concat()],
         "document" => {
             let op = r#"{"op":"write","path":"a","base64":""#;
             let texts = [
@@ -277,7 +305,7 @@ fn hostile(decoder: &str) -> Vec<Vec<u8>> {
 }
 
 /// Goal: nothing that is read makes its reader run out of memory. Method: every saved input of every fuzz target, and
-/// inputs made to claim what is not there, through each decoder. And a document or manifest of many tiny items, each of
+/// inputs made to claim what is not there, through each decoder. And a document, manifest or list of many tiny items, each of
 /// which takes what an operation or a change takes: a bound for each item instead.
 #[test]
 fn decoders_allocate_no_more_than_their_input_is_worth() {
@@ -312,4 +340,10 @@ fn decoders_allocate_no_more_than_their_input_is_worth() {
     let (length, peak) = read_manifest(&summary_of(count as u32));
     println!("manifest of {count} changes: {peak} bytes for {length}");
     assert!(peak <= 500 * count);
+    let count = 50_000;
+    let list = list_of(count as u32);
+    assert!(Manifest::decode(&targets::guard::sealed(&list)).is_ok());
+    let (length, peak) = decode_guard(&list);
+    println!("guard's list of {count} names: {peak} bytes for {length}");
+    assert!(peak <= 600 * count);
 }

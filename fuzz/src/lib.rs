@@ -5,6 +5,7 @@
 
 mod directory;
 mod document;
+pub mod guard;
 pub mod log;
 mod model;
 mod records;
@@ -12,6 +13,7 @@ mod recovery;
 
 pub use directory::{directory, directory_on, fill};
 pub use document::document;
+pub use guard::guard;
 pub use log::{frame, log};
 pub use model::model;
 pub use records::{record, tree_path};

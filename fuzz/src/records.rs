@@ -54,7 +54,7 @@ pub fn tree_path(bytes: &[u8]) {
     assert_eq!(path.parent_path().join(path.name()), path.as_path());
 }
 
-fn check_path(path: &TreePath) {
+pub(super) fn check_path(path: &TreePath) {
     let components: Vec<&[u8]> = path.as_bytes().split(|byte| *byte == b'/').collect();
     for component in &components {
         check_name(component);
@@ -64,7 +64,7 @@ fn check_path(path: &TreePath) {
     assert_eq!(path.depth(), components.len());
 }
 
-fn check_name(name: &[u8]) {
+pub(super) fn check_name(name: &[u8]) {
     assert!(!name.is_empty() && name != b"." && name != b"..");
     assert!(!name.contains(&b'/') && !name.contains(&0) && name.len() <= 255);
 }

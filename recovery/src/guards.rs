@@ -22,7 +22,8 @@ mod capture;
 mod changes;
 mod gitignore;
 mod manifest;
-mod note;
+#[doc(hidden)]
+pub mod note;
 mod patterns;
 mod restore;
 mod scrub;

@@ -83,7 +83,11 @@ impl Edit {
         }
     }
 
-    fn try_perform(&self, root: &dyn Dir) -> io::Result<()> {
+    /// Does it, below this directory.
+    ///
+    /// # Errors
+    /// It can't be done there; a part of it may have been.
+    pub fn try_perform(&self, root: &dyn Dir) -> io::Result<()> {
         let dir = |path: &str| root.open_dir(Path::new(split(path).0));
         let file = |path: &str| dir(path)?.open_file(split(path).1, Access::ReadWrite);
         let create = |path: &str, bytes: &[u8]| {
@@ -344,7 +348,7 @@ fn compare(scene: &Scene, machine: &Sim, allowed: &[Tree]) -> Result<usize, Stri
 }
 
 /// What is left of guards; nothing, if all is well.
-fn leftovers(machine: &Sim) -> Vec<String> {
+pub fn leftovers(machine: &Sim) -> Vec<String> {
     let Ok(guards) = machine.open_root(Path::new(&format!("{ROOT}/.atomtree/guards"))) else {
         return Vec::new();
     };

@@ -34,6 +34,7 @@ fn saved_inputs_hold() {
         ("recovery", targets::recovery),
         ("directory", targets::directory),
         ("document", targets::document),
+        ("guard", targets::guard),
         ("model", targets::model),
     ];
     for (name, target) in targets {

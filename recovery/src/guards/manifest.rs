@@ -142,7 +142,7 @@ impl Original {
 
     /// What its image takes, in bytes: whole pages, and one for its inode, as if it shared nothing with the file.
     pub fn image_bytes(&self) -> u64 {
-        self.size.saturating_add(PAGE_BYTES).next_multiple_of(PAGE_BYTES)
+        self.size.div_ceil(PAGE_BYTES).saturating_add(1).saturating_mul(PAGE_BYTES)
     }
 
     /// What kind of thing it was.
@@ -193,7 +193,8 @@ impl Manifest {
         found.ok().map(|index| &self.originals[index])
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// Its bytes, as they stand in a file.
+    pub fn encode(&self) -> Vec<u8> {
         let body = rmp_serde::to_vec(self).expect("a manifest holds nothing that MessagePack can't");
         let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
         bytes.extend(MAGIC);
@@ -362,6 +363,14 @@ mod tests {
             assert!(Manifest::decode(&bytes[..at]).is_err(), "cut at {at}");
         }
         assert!(Manifest::decode(&[bytes, vec![0]].concat()).is_err());
+    }
+
+    /// In an index that somebody has put together.
+    #[test]
+    fn an_image_of_any_size_is_weighed() {
+        let bytes = |size| Original { size, ..original("a", Kind::File) }.image_bytes();
+        assert_eq!([0, 1, 4096, 4097].map(bytes), [4096, 8192, 8192, 12288]);
+        assert_eq!([u64::MAX - 4096, u64::MAX].map(bytes), [u64::MAX; 2]);
     }
 
     /// A manifest with a right checksum that somebody has put together.

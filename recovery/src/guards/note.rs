@@ -23,7 +23,8 @@ pub(super) fn write_with_group(
     file.write_at(&[IoSlice::new(text.as_bytes())], 0)
 }
 
-fn to_text(process: &ProcessIdentity, group: Option<&Path>) -> String {
+/// The note's text.
+pub fn to_text(process: &ProcessIdentity, group: Option<&Path>) -> String {
     let ProcessIdentity { pid, started, boot, program } = process;
     let program = program.replace('\n', " ");
     // One with a name that can't be written down would only be a second way to find what it holds.
@@ -39,8 +40,12 @@ pub(super) fn read(file: &dyn File) -> Option<ProcessIdentity> {
 
 /// The control group.
 pub(super) fn read_group(file: &dyn File) -> Option<PathBuf> {
-    let text = text_of(file)?;
-    let group = field(&text, "group").map(PathBuf::from)?;
+    group_from_text(&text_of(file)?)
+}
+
+/// The control group, by the note's text.
+pub fn group_from_text(text: &str) -> Option<PathBuf> {
+    let group = field(text, "group").map(PathBuf::from)?;
     group.is_absolute().then_some(group)
 }
 
@@ -49,10 +54,12 @@ fn text_of(file: &dyn File) -> Option<String> {
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+    // Not `lines`: a program's name may end in a carriage return.
+    text.split('\n').find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
 }
 
-fn from_text(text: &str) -> Option<ProcessIdentity> {
+/// Who it is, by the note's text.
+pub fn from_text(text: &str) -> Option<ProcessIdentity> {
     Some(ProcessIdentity {
         pid: field(text, "pid")?.parse().ok()?,
         started: field(text, "started")?.parse().ok()?,
@@ -75,5 +82,14 @@ mod tests {
         assert_eq!(field(&text, "group"), Some("/sys/fs/cgroup/a b"));
         assert_eq!(from_text("pid x\n"), None);
         assert_eq!(field(&to_text(&process, None), "group"), None);
+    }
+
+    #[test]
+    fn a_name_that_ends_in_a_return_reads_back() {
+        let process = ProcessIdentity { pid: 7, started: 8, boot: "0f".into(), program: "a\r".into() };
+        let group = Path::new("/sys/fs/cgroup/a\r");
+        let text = to_text(&process, Some(group));
+        assert_eq!(from_text(&text), Some(process));
+        assert_eq!(group_from_text(&text).as_deref(), Some(group));
     }
 }
