@@ -1,6 +1,9 @@
 //! Several processes with one store, on a simulated machine: whatever one is at when another acts, or when it dies, when a
 //! sync fails or somebody edits a file, nothing that was acknowledged is lost, and whoever is left goes on.
 
+mod closing;
+mod log_ends;
+
 use std::sync::Mutex;
 
 use atomtree_tests::hand_over::{Case, Effort, Visited, explore, replay};
