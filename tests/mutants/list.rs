@@ -701,6 +701,29 @@ pub const MUTANTS: &[Mutant] = &[
             to: r#"self.locks.set_mark(&Mark::None).doing("write", ".atomtree/lock")?;"#,
         }],
     },
+    // Clear what is settled only once there is a record that lets everybody forget it.
+    Mutant {
+        name: "clear-behind-the-next-record",
+        suite: Suite::It("hand_over::what_two_deaths_leave_goes_with_the_next_checkpoint"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from: "        repair.clear_settled(&mut keeper)?;
+",
+            to: "",
+        }],
+    },
+    // Unlink the originals that the history has been promised.
+    Mutant {
+        name: "keep-no-original-that-was-settled",
+        suite: Suite::It("hand_over::originals::an_original_in_ones_own_slot_is_kept"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from:
+                "        keeper.want_settled(&settled().map(|transaction| transaction.begin.tx).collect())?;
+",
+            to: "",
+        }],
+    },
     // Write behind what a failed append has left, in the segment of one that takes it for its own.
     Mutant {
         name: "write-behind-a-failed-append",

@@ -8,21 +8,21 @@ use atomtree::vfs::sim::Sim;
 use atomtree::{Checkpoints, Error, ErrorKind, Options, Store};
 
 /// Input/output error, as Linux numbers it.
-const EIO: i32 = 5;
+pub(super) const EIO: i32 = 5;
 
-fn machine() -> Sim {
+pub(super) fn machine() -> Sim {
     let sim = Sim::new(7);
     sim.create_dir("/tree");
     sim
 }
 
-fn open(vfs: impl Vfs + 'static) -> Store {
+pub(super) fn open(vfs: impl Vfs + 'static) -> Store {
     let options = Options::new().vfs(Arc::new(vfs)).segment_bytes(64 << 10).log_bytes_max(1 << 20);
     options.checkpoints(Checkpoints::Manual).open("/tree").unwrap()
 }
 
 /// Writes a file, and returns the transaction's number.
-fn write(store: &Store, name: &str, content: &[u8]) -> Result<u64, Error> {
+pub(super) fn write(store: &Store, name: &str, content: &[u8]) -> Result<u64, Error> {
     let mut tx = store.begin()?;
     tx.write(name, content)?;
     tx.commit().map(|receipt| receipt.tx().0)
