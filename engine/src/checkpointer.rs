@@ -1,6 +1,7 @@
 //! When checkpoints are made: a thread of the store's own, off the committers' path. How one is made is here too,
 //! since it is short: make the tree durable, write the manifest, say so in the log, and only then clear up.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -352,7 +353,7 @@ impl Engine {
     ) -> Result<(), Error> {
         let settled = uncleared.iter().map(|transaction| &**transaction);
         let slots = slots_of(settled.clone());
-        let left = left_slots(&self.places, &slots)?;
+        let left = left_slots(&self.places, &slots, &BTreeSet::new())?;
         if left.is_empty() {
             return Ok(());
         }

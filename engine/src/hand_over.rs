@@ -370,7 +370,8 @@ impl Engine {
             let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
             self.locks.set_mark(&Mark::Recovering { id }).doing("write", ".atomtree/lock")?;
         }
-        // What somebody else has left unfinished is not written behind.
+        // What somebody else has left unfinished is not written behind: one whose append failed, and who lives, would take
+        // the end that it knows for the end that there is.
         log.leave_segment();
         let Self { stage, ballast, can_exchange, .. } = self;
         // A descriptor that is as old as this recovery: an older one may have a failure to tell that was recovered from.

@@ -9,14 +9,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use atomtree_vfs::{Dir, File, Kind, is_symlink_error};
 use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
 use crate::acl::{ACCESS_ACL, DEFAULT_ACL};
-use crate::analyze::{Analysis, Committed, analyze, watermark};
+use crate::analyze::{Analysis, Committed, analyze, slots_of, watermark};
 use crate::apply::{
     Applier, Displaced, Parents, is_no_directory, is_no_space, passing_mode, quarantine_name,
 };
@@ -33,7 +32,7 @@ use crate::manifest::{self, Summary};
 use crate::places::Places;
 use crate::plan::{After, Change, Checkpoint, Moved, TransactionId};
 use crate::retention::finish_pruning;
-use crate::stage::{LOCK_FILE, Stage};
+use crate::stage::Stage;
 use crate::sweep::{Sweep, dead_stages, left_slots};
 use crate::tree_path::TreePath;
 
@@ -118,6 +117,7 @@ impl Recovery<'_> {
         if !unsettled.is_empty() {
             manifest::write(&*self.places.history, &unsettled)?;
         }
+        repair.clear_settled(&mut keeper)?;
         // The watermark covers all that was read, what was found settled included: the record that said so may have
         // been in the cache alone.
         let record = Checkpoint { watermark: scan.end_lsn().0, next_tx: analysis.next_tx };
@@ -175,7 +175,7 @@ struct Repair<'a> {
     logged: BTreeMap<&'a TreePath, Vec<&'a Attributes>>,
     applier: Applier<'a>,
     /// Slots of this recovery that may hold what came out of the tree.
-    own: Vec<Slot>,
+    own: BTreeSet<Slot>,
     /// The slots of the inodes that are on their way to their names.
     moving: BTreeMap<&'a TreePath, Slot>,
     report: Report,
@@ -240,7 +240,7 @@ impl<'a> Repair<'a> {
             known,
             logged,
             applier,
-            own: Vec::new(),
+            own: BTreeSet::new(),
             moving: BTreeMap::new(),
             report: Report::default(),
         })
@@ -760,7 +760,7 @@ impl<'a> Repair<'a> {
 
     fn new_slot(&mut self) -> Slot {
         let slot = self.recovery.stage.new_recovery_slot();
-        self.own.push(slot.clone());
+        self.own.insert(slot.clone());
         slot
     }
 
@@ -776,9 +776,27 @@ impl<'a> Repair<'a> {
                 Err(error) if is_no_space(&error) => break,
                 written => drop(written.doing("write an original to", "stage")?),
             }
-            self.own.push(slot);
+            self.own.insert(slot);
         }
         Ok(())
+    }
+
+    /// Clears what was settled before this recovery and is left in slots, as whoever settled it died before he had done so.
+    /// To be called before there is a record of this recovery: whoever lives and reads that one clears what it settles, and
+    /// takes everything before it for cleared.
+    fn clear_settled(&mut self, keeper: &mut Keeper<'a>) -> Result<(), Error> {
+        let places = self.recovery.places;
+        let watermark = self.analysis.watermark;
+        let settled = || self.analysis.committed.iter().filter(|transaction| transaction.lsn <= watermark);
+        let slots = slots_of(settled());
+        let left = left_slots(places, &slots, &self.own)?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        keeper.want_settled(&settled().map(|transaction| transaction.begin.tx).collect())?;
+        // A recovery that died may have held what is unsettled.
+        let known = &Known::of(self.analysis.committed.iter());
+        Sweep { places, slots: &slots, known, applier: &mut self.applier, keeper }.left(left)
     }
 
     /// Clears `stage/` up, once everything is settled: what the history wants is kept, the rest unlinked. What this
@@ -788,13 +806,8 @@ impl<'a> Repair<'a> {
         let Recovery { places, stage, .. } = self.recovery;
         let everything = Known::of(self.analysis.committed.iter());
         let slots = self.analysis.slots();
-        let watermark = self.analysis.watermark;
-        let settled = self.analysis.committed.iter().filter(|transaction| transaction.lsn <= watermark);
         let logged: BTreeSet<TransactionId> =
             self.analysis.committed.iter().map(|transaction| transaction.begin.tx).collect();
-        if has_slots_of_others(places, stage)? {
-            keeper.want_settled(&settled.map(|transaction| transaction.begin.tx).collect())?;
-        }
         let mut sweep =
             Sweep { places, slots: &slots, known: &everything, applier: &mut self.applier, keeper };
         let dir = stage.dir();
@@ -812,7 +825,7 @@ impl<'a> Repair<'a> {
             result.doing("clear", &format!("stage/{}/{}", slot.dir, slot.name))?;
         }
         sweep.dead(dead_stages(places, stage.name())?)?;
-        sweep.left(left_slots(places, &slots)?)?;
+        sweep.left(left_slots(places, &slots, &BTreeSet::new())?)?;
         keeper.finish()?;
         dir.sync().doing("sync", "stage")?;
         places.quarantine.sync().doing("sync", "quarantine")?;
@@ -829,21 +842,6 @@ enum Source {
     Elsewhere(Arc<dyn File>),
     /// In a slot: the inode that the change moves.
     Moving(Slot),
-}
-
-/// Whether processes that are gone have left anything in `stage/`.
-fn has_slots_of_others(places: &Places, stage: &Stage) -> Result<bool, Error> {
-    for entry in places.stage.list().doing("list", "stage")? {
-        if entry.name == stage.name() {
-            continue;
-        }
-        let label = format!("stage/{}", entry.name.to_string_lossy());
-        let dir = places.stage.open_dir(Path::new(&entry.name)).doing("open", &label)?;
-        if dir.list().doing("list", &label)?.iter().any(|file| file.name != LOCK_FILE) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Whether there is no regular file to open at a name.

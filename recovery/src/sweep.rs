@@ -5,7 +5,7 @@
 //! opened before the replacement. Of a process that lives only the slots that records name are cleared, and only after the
 //! record that settles their transactions is durable.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
@@ -127,8 +127,9 @@ pub struct Left {
 }
 
 /// What waits in slots that records name, and in those of recoveries, in the directories of all processes, the living
-/// included: somebody else may have died, or failed, before he had cleared it.
-pub fn left_slots(places: &Places, slots: &Slots<'_, '_>) -> Result<Vec<Left>, Error> {
+/// included: somebody else may have died, or failed, before he had cleared it. But not what a recovery that is under way
+/// has in its `own`.
+pub fn left_slots(places: &Places, slots: &Slots<'_, '_>, own: &BTreeSet<Slot>) -> Result<Vec<Left>, Error> {
     let mut left = Vec::new();
     for entry in places.stage.list().doing("list", "stage")? {
         let Some(name) = entry.name.to_str() else { continue };
@@ -139,7 +140,9 @@ pub fn left_slots(places: &Places, slots: &Slots<'_, '_>) -> Result<Vec<Left>, E
             opened => opened.doing("open", &label)?,
         };
         let is_left = |file: &OsString| {
-            is_from_recovery(file) || slot_of(name, file).is_some_and(|slot| slots.contains_key(&slot))
+            slot_of(name, file).is_some_and(|slot| {
+                (is_from_recovery(file) && !own.contains(&slot)) || slots.contains_key(&slot)
+            })
         };
         let files = dir.list().doing("list", &label)?.into_iter().map(|entry| entry.name);
         let files: Vec<_> = files.filter(is_left).collect();

@@ -1,6 +1,10 @@
 //! Several processes with one store, on a simulated machine: whatever one is at when another acts, or when it dies, when a
 //! sync fails or somebody edits a file, nothing that was acknowledged is lost, and whoever is left goes on.
 
+mod closing;
+mod log_ends;
+mod originals;
+
 use std::sync::Mutex;
 
 use atomtree_tests::hand_over::{Case, Effort, Visited, explore, replay};
@@ -34,6 +38,19 @@ fn whoever_is_interrupted_the_others_go_on() {
     let visited = sum.into_inner().expect("it is held for a moment");
     println!("{visited:#?}");
     assert!(is_chosen || visited.machines > 10_000, "{visited:?}");
+}
+
+/// Goal: what two processes leave that die one after the other, each while it clears up, goes with the next checkpoint, also
+/// from the directory of one that lives. Method: two cases that the exploration found, with the second death at each
+/// operation around the one that left something.
+#[test]
+fn what_two_deaths_leave_goes_with_the_next_checkpoint() {
+    for first in ["62/0:4l/1:12d", "63/0:76c/0:1d"] {
+        for call in 25..60 {
+            let case: Case = format!("{first}/2:{call}d").parse().expect("a case");
+            replay(&case).unwrap_or_else(|reason| panic!("{reason}"));
+        }
+    }
 }
 
 /// Goal: a case that a failure names can be looked at. Method: `ATOMTREE_HAND_OVER_CASE` replays it.

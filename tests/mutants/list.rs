@@ -701,6 +701,72 @@ pub const MUTANTS: &[Mutant] = &[
             to: r#"self.locks.set_mark(&Mark::None).doing("write", ".atomtree/lock")?;"#,
         }],
     },
+    // Clear what is settled only once there is a record that lets everybody forget it.
+    Mutant {
+        name: "clear-behind-the-next-record",
+        suite: Suite::It("hand_over::what_two_deaths_leave_goes_with_the_next_checkpoint"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from: "        repair.clear_settled(&mut keeper)?;
+",
+            to: "",
+        }],
+    },
+    // Unlink the originals that the history has been promised.
+    Mutant {
+        name: "keep-no-original-that-was-settled",
+        suite: Suite::It("hand_over::originals::an_original_in_ones_own_slot_is_kept"),
+        edits: &[Edit {
+            file: "recovery/src/recover.rs",
+            from:
+                "        keeper.want_settled(&settled().map(|transaction| transaction.begin.tx).collect())?;
+",
+            to: "",
+        }],
+    },
+    // Write behind what a failed append has left, in the segment of one that takes it for its own.
+    Mutant {
+        name: "write-behind-a-failed-append",
+        suite: Suite::It("hand_over::log_ends::nothing_is_written_behind_an_append_that_failed"),
+        edits: &[Edit {
+            file: "engine/src/hand_over.rs",
+            from: "        log.leave_segment();
+",
+            to: "",
+        }],
+    },
+    // Join, and believe the end of the log that the cache shows.
+    Mutant {
+        name: "join-behind-a-lost-tail",
+        suite: Suite::It("hand_over::log_ends::nothing_is_acknowledged_behind_what_only_the_cache_has"),
+        edits: &[Edit {
+            file: "engine/src/open.rs",
+            from: "if !is_alone {
+            log.rewrite_tail",
+            to: "if !is_alone && false {
+            log.rewrite_tail",
+        }],
+    },
+    // The same, for who reads the log anew.
+    Mutant {
+        name: "read-anew-behind-a-lost-tail",
+        suite: Suite::It("hand_over::log_ends::nothing_is_acknowledged_behind_what_only_the_cache_has"),
+        edits: &[Edit {
+            file: "engine/src/hand_over.rs",
+            from: "log.rewrite_tail(&scan).map_err(",
+            to: "Ok::<(), wal::Error>(()).map_err(",
+        }],
+    },
+    // Leave with a commit that came in behind the checkpoint.
+    Mutant {
+        name: "leave-before-everything-is-settled",
+        suite: Suite::It("hand_over::closing::a_commit_between_two_closes_is_settled"),
+        edits: &[Edit {
+            file: "engine/src/checkpointer.rs",
+            from: "if commits.settled < commits.last_own {",
+            to: "if commits.settled < commits.last_own && false {",
+        }],
+    },
     // Leave as many images as there are.
     Mutant {
         name: "leave-images-without-bound",

@@ -555,9 +555,7 @@ impl Shared {
         if self.state().is_edited {
             return find_theirs(&self.observer);
         }
-        let mut quarantine = quarantine_of(&self.observer);
-        // What a recovery had taken out when it died may be known to nobody any more: then it is kept.
-        quarantine.retain(|name, _| !name.rsplit('-').next().is_some_and(|slot| slot.starts_with('r')));
+        let quarantine = quarantine_of(&self.observer);
         if quarantine.is_empty() { Ok(()) } else { Err(format!("quarantine holds {quarantine:#?}")) }
     }
 
