@@ -177,7 +177,7 @@ impl<'a> Run<'a> {
         let outside = vfs.open_root(Path::new(ROOT))?;
         let mut machine = Machine { vfs, store, outside };
         self.expect(&self.now)?;
-        for _ in 0..1 + usize::from(input.byte()) % COMMITS_MAX {
+        for _ in 0..=usize::from(input.byte()) % COMMITS_MAX {
             let operations = operations(input, names, &self.now);
             self.perform(&mut machine, Act::Step(Step::Commit(operations)))?;
             for _ in 0..TURNS_MAX {
@@ -498,8 +498,11 @@ fn turn(input: &mut Input<'_>, names: &[&'static str], past: usize) -> Option<Ac
 fn guard(input: &mut Input<'_>, names: &[&'static str]) -> Act {
     let guarded = if input.byte() < 128 { None } else { Some(name(input, names)) };
     let end = [End::Kept, End::RolledBack, End::Dropped, End::Left][usize::from(input.byte() % 4)];
-    let write =
-        if input.byte() % 4 == 0 { Some(Operation::Write(name(input, names), content(input))) } else { None };
+    let write = if input.byte().is_multiple_of(4) {
+        Some(Operation::Write(name(input, names), content(input)))
+    } else {
+        None
+    };
     let covered: Vec<&'static str> = names.iter().copied().filter(|name| is_covered(guarded, name)).collect();
     let mut edits = Vec::new();
     for _ in 0..usize::from(input.byte()) % EDITS_MAX {
