@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use atomtree::vfs::ProcessIdentity;
-use atomtree::{ErrorKind, Inspection, Member, PastTransaction, TransactionId};
+use atomtree::{ErrorKind, GuardSeen, Inspection, Member, PastTransaction, TransactionId};
 use serde::Serialize;
 
 use crate::answer::{Failure, json, print};
@@ -49,6 +49,33 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
         }
     }
     #[derive(Serialize)]
+    struct OpenGuard<'a> {
+        name: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pid: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        program: Option<&'a str>,
+        since: String,
+        abandoned: bool,
+        guarded: &'a [String],
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        ignored: &'a [String],
+    }
+    impl<'a> OpenGuard<'a> {
+        fn new(guard: &'a GuardSeen) -> Self {
+            let GuardSeen { id, owner, is_abandoned, since, patterns } = guard;
+            Self {
+                name: id,
+                pid: owner.as_ref().map(|owner| owner.pid),
+                program: owner.as_ref().map(|owner| &*owner.program),
+                since: utc(since.0),
+                abandoned: *is_abandoned,
+                guarded: &patterns.guarded,
+                ignored: &patterns.ignored,
+            }
+        }
+    }
+    #[derive(Serialize)]
     struct Status<'a> {
         ok: bool,
         clean: bool,
@@ -69,6 +96,8 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
         members: &'a [Process<'a>],
         #[serde(skip_serializing_if = "Option::is_none")]
         committing: Option<Process<'a>>,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        guards: &'a [OpenGuard<'a>],
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
         warnings: &'a [String],
     }
@@ -99,6 +128,7 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
             holder,
             members: &members,
             committing: found.committing.as_ref().map(Process::new),
+            guards: &found.guards.iter().map(OpenGuard::new).collect::<Vec<_>>(),
             warnings: &found.warnings,
         }))?;
         return Ok(0);
@@ -123,6 +153,23 @@ pub(crate) fn status(common: &Common) -> Result<u8, Failure> {
     if let Some(Member { process, since, .. }) = &found.committing {
         let (pid, program) = (process.pid, &process.program);
         table.fact("commit lock", format!("process {pid} ({program}) since {}", moment(since.0)));
+    }
+    for GuardSeen { owner, is_abandoned, since, patterns, .. } in &found.guards {
+        let owner = match owner {
+            Some(ProcessIdentity { pid, program, .. }) => format!("process {pid} ({program})"),
+            None => "a process".to_owned(),
+        };
+        let covered: Vec<_> = patterns.guarded.iter().map(|pattern| printable(pattern)).collect();
+        let guard = format!("{} by {owner} since {}", covered.join(", "), moment(since.0));
+        let left = "which has gone; the next command that opens the store rolls it back";
+        table.fact(
+            "guard",
+            if *is_abandoned {
+                cell(format!("{guard}, {left}"), Style::Notice)
+            } else {
+                cell(guard, Style::Plain)
+            },
+        );
     }
     table.fact("last", format!("transaction {}", found.last_tx));
     table.fact("unsettled", counted(found.unsettled, "transaction"));

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use atomtree_recovery::Doing;
 use atomtree_recovery::analyze::{Analysis, analyze};
+use atomtree_recovery::guards::{self, Seen as GuardSeen};
 use atomtree_recovery::manifest::{self, ChangeSummary, Summary};
 use atomtree_recovery::places::{Places, StoreFile};
 use atomtree_recovery::plan::{TransactionId, Who};
@@ -45,6 +46,8 @@ pub struct Status {
     pub members: Vec<Member>,
     /// Who holds the commit lock, and since when.
     pub committing: Option<Member>,
+    /// Guards that are open, or left by their owners, those first that were begun first.
+    pub guards: Vec<GuardSeen>,
     /// Whether it was closed: then the next open has nothing to replay.
     pub is_clean: bool,
     /// Committed transactions that are not settled yet.
@@ -135,6 +138,7 @@ impl Inspection {
     pub fn status(&self) -> Result<Status, Error> {
         let members = self.members()?;
         let committing = holder_of(&*self.places.store, LOCK_FILE).on("look at", ".atomtree/lock")?;
+        let guards = guards::seen(&self.places)?;
         let image_bytes = self.image_bytes()?;
         let checkpoint_ns = self.last_checkpoint()?;
         let file_system = self.places.root.file_system().on("describe the file system of", ".")?.name;
@@ -148,6 +152,7 @@ impl Inspection {
                 holder: members.first().map(|member| member.process.clone()),
                 members: members.clone(),
                 committing: committing.clone(),
+                guards: guards.clone(),
                 is_clean: scan.tail() == atomtree_wal::Tail::Closed,
                 unsettled: analysis.unsettled().count() as u64,
                 last_tx: TransactionId(analysis.next_tx.0 - 1),

@@ -93,7 +93,9 @@ mod undo;
 mod view;
 
 pub use atomtree_recovery::apply::Displaced;
-pub use atomtree_recovery::guards::{Changes as GuardChanges, RolledBack, Stood};
+pub use atomtree_recovery::guards::{
+    Changes as GuardChanges, PatternTexts, RolledBack, Seen as GuardSeen, Stood,
+};
 pub use atomtree_recovery::image::{Attribute, Attributes, Digest};
 pub use atomtree_recovery::images::ImageName;
 pub use atomtree_recovery::manifest::{ChangeSummary, State};

@@ -27,6 +27,7 @@ pub mod note;
 mod patterns;
 mod restore;
 mod scrub;
+mod seen;
 mod stood;
 mod walk;
 
@@ -44,6 +45,7 @@ pub use manifest::Manifest;
 pub use patterns::{EVERYTHING, PatternTexts, Patterns};
 pub use restore::{Keep, RolledBack};
 pub use scrub::scrub;
+pub use seen::{Seen, seen};
 pub use stood::Stood;
 
 use crate::error::{Doing, Error, Refusal};

@@ -269,6 +269,41 @@ fn a_killed_run_is_rolled_back_by_the_next_open() {
     assert_eq!(tree.all(), before);
 }
 
+/// Goal: `status` tells which guards are open, whose, since when and on what, and which were left; and changes nothing.
+#[test]
+fn open_guards_are_told() {
+    let tree = sources();
+    let told = || {
+        let ran = tree.run(&["--json", "status"]);
+        assert_eq!(ran.status, 0, "{ran:?}");
+        let status: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        (status["guards"].clone(), tree.run(&["status"]).out)
+    };
+    let mut child =
+        tree.started(&["--guard", "/src", "--ignore", "*.log"], "echo x > src/1.rs; exec sleep 60");
+    wait_for("the command has started", || tree.read("src/1.rs") == "x\n");
+    let (guards, table) = told();
+    assert_eq!(guards.as_array().map(Vec::len), Some(1), "{guards}");
+    let guard = &guards[0];
+    assert_eq!((&guard["pid"], &guard["program"]), (&child.id().into(), &"atomtree".into()));
+    assert_eq!(guard["abandoned"], false);
+    assert_eq!((&guard["guarded"], &guard["ignored"]), (&vec!["/src"].into(), &vec!["*.log"].into()));
+    assert!(
+        guard["since"].as_str().unwrap().starts_with("20") && guard["name"].as_str().unwrap().len() == 16
+    );
+    let line = format!("/src by process {} (atomtree) since", child.id());
+    assert!(table.contains(&line) && !table.contains("has gone"), "{table}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (guards, table) = told();
+    assert_eq!(guards[0]["abandoned"], true, "{guards}");
+    assert!(table.contains(&line) && table.contains("the next command that opens the store rolls it back"));
+    assert_eq!(tree.read("src/1.rs"), "x\n", "looking changes nothing");
+    assert_eq!(tree.run(&["recover"]).status, 0);
+    assert_eq!(told().0, serde_json::Value::Null);
+    assert!(tree.read("src/1.rs").starts_with("fn old"));
+}
+
 /// Kills at random instants, of opening, running, keeping and rolling back.
 #[test]
 fn a_run_killed_at_any_instant_leaves_the_old_tree_or_the_new() {
@@ -497,7 +532,7 @@ fn a_tool_that_mends_sources_is_undone() {
     tree.write("src/zz.rs", "fn broken( {\n");
     let before = tree.all();
     // As `cargo fix` does: read all, write each in place or through another file, then check what came of it.
-    let tool = r#"python3 - <<'EOF'
+    let tool = r"python3 - <<'EOF'
 import os, pathlib, sys
 for number, path in enumerate(sorted(pathlib.Path('src').rglob('*.rs'))):
     mended = path.read_text().replace('old_name', 'new_name')
@@ -507,7 +542,7 @@ for number, path in enumerate(sorted(pathlib.Path('src').rglob('*.rs'))):
         new = path.with_suffix('.new'); new.write_text(mended); os.replace(new, path)
 broken = [path for path in pathlib.Path('src').rglob('*.rs') if '(' in path.read_text() and ')' not in path.read_text()]
 sys.exit(101 if broken else 0)
-EOF"#;
+EOF";
     assert_eq!(tree.under_guard(&[], tool).status, 101);
     assert_eq!(tree.all(), before);
     tree.write("src/zz.rs", "fn whole() {}\n");
