@@ -197,11 +197,11 @@ fn stages(criterion: &mut Criterion) {
 /// Commits of one file each, from several threads at once: time for each commit.
 fn group_commit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("group commit");
-    for threads in [1_u64, 4, 16] {
+    for threads in [1_u32, 4, 16] {
         let (_scratch, store) = store();
         group.bench_function(format!("{threads} threads"), |bencher| {
             bencher.iter_custom(|count| {
-                let each = count.div_ceil(threads);
+                let each = u32::try_from(count).expect("criterion is not that patient").div_ceil(threads);
                 let start = Instant::now();
                 thread::scope(|scope| {
                     for thread in 0..threads {
@@ -217,7 +217,7 @@ fn group_commit(criterion: &mut Criterion) {
                 });
                 let spent = start.elapsed();
                 store.checkpoint().unwrap();
-                spent.mul_f64(count as f64 / (each * threads) as f64)
+                spent.mul_f64(f64::from(count as u32) / f64::from(each * threads))
             });
         });
         store.close().unwrap();

@@ -239,8 +239,8 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("conflicts::every_edit_after_the_first_look_is_a_conflict"),
         edits: &[Edit {
             file: "engine/src/check.rs",
-            from: "Some(digest) => fresh.has_content(seen.size, digest) == Some(true),",
-            to: "Some(_) => fresh.size == seen.size,",
+            from: "Content::Inline(_) | Content::Digest(_) => fresh.has_content_of(seen) == Some(true),",
+            to: "Content::Inline(_) | Content::Digest(_) => fresh.size == seen.size,",
         }],
     },
     // Believe in recovery what reads show.

@@ -365,7 +365,7 @@ fn wiping_leaves_what_counts_and_nothing_else() {
     let sim = machine();
     let mut log = create(&sim);
     add_spare(&mut log);
-    let (secret, kept) = ([b's'; 20_000], [b'k'; 10_000]);
+    let (secret, kept) = (vec![b's'; 20_000], vec![b'k'; 10_000]);
     for _ in 0..2 {
         append_synced(&mut log, &[&secret]);
         append_synced(&mut log, &[&secret]);
@@ -388,5 +388,5 @@ fn wiping_leaves_what_counts_and_nothing_else() {
     drop(log);
     let (_, found) = open(&sim).unwrap();
     let left: Vec<Vec<u8>> = frames(&found).into_iter().map(|(_, payload)| payload).collect();
-    assert_eq!(left, [kept.to_vec(), b"more".to_vec()]);
+    assert_eq!(left, [kept, b"more".to_vec()]);
 }
