@@ -326,6 +326,11 @@ pub fn replay(case: &Case) -> Result<String, String> {
     }
 }
 
+/// Runs one case, as it is done in an exploration; `Err` if it fails.
+pub fn check(case: &Case) -> Result<(), String> {
+    run(case, 15, false).map(drop).map_err(|reason| explain(case, &reason))
+}
+
 fn explain(case: &Case, reason: &str) -> String {
     let scenario = Scenario::generate(case.seed);
     format!("case {case}: {reason}\nreplay it with ATOMTREE_HAND_OVER_CASE={case}\n{scenario:#?}")
