@@ -716,7 +716,7 @@ fn violation(run: &Run, state: &State) -> Option<String> {
     }
     // A file that is replaced is not synced before: what is older than what was seen is somebody's.
     let has_write = run.script.iter().any(|operation| matches!(operation, Operation::Write(_)));
-    if state.edit == Edit::None && !disk.quarantine.is_empty() && !(has_write && !run.is_synced) {
+    if state.edit == Edit::None && !disk.quarantine.is_empty() && (run.is_synced || !has_write) {
         return Some("quarantine without an edit".to_owned());
     }
     let name = usize::from(disk.name());
