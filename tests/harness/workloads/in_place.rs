@@ -1,5 +1,8 @@
 //! Files that are patched inside their inode: alone, with crashes, and with others' edits of the same sectors.
 
+use std::sync::atomic::Ordering;
+
+use atomtree::vfs::faults::Verb;
 use atomtree::vfs::sim::Sim;
 use atomtree::{Error, Transaction};
 
@@ -76,9 +79,7 @@ pub(super) fn all() -> Vec<Workload> {
             vec![Act::Commit(first.clone()), Act::Wait],
         )
         .meddled(|sim, call, has_meddled| {
-            use std::sync::atomic::Ordering;
-            let is_log = call.name.as_deref().is_some_and(|name| name == "lock");
-            if is_log && call.verb == atomtree::vfs::faults::Verb::TryLock && sim.operations() > 100 {
+            if call.verb == Verb::NextHole {
                 touched_unchanged(sim);
                 has_meddled.store(true, Ordering::Relaxed);
             }
