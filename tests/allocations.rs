@@ -17,6 +17,7 @@ use atomtree::{TransactionId, TreePath};
 use atomtree_recovery::guards::{Manifest, note};
 use atomtree_recovery::image::{Attribute, Attributes, Content, Digest, Image, Slot};
 use atomtree_recovery::manifest;
+use atomtree_recovery::patched::{Patch, Patched};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::plan::{After, Begin, Change, Moved, Plan, Who, decode};
 use atomtree_wal::{Log, LogOptions, Lsn};
@@ -190,6 +191,7 @@ fn plan(xattrs: usize) -> Plan<'static> {
         after,
         slot: slot(),
     };
+    let patched = Patched::new(3, [Patch { offset: 0, before: b"old", after: b"new" }]);
     Plan {
         begin: Begin {
             tx: TransactionId(1),
@@ -200,7 +202,8 @@ fn plan(xattrs: usize) -> Plan<'static> {
         },
         changes: vec![
             change("b", None, After::Moved(Box::new(moved))),
-            change("c", Some(image), After::Absent),
+            change("c", Some(image.clone()), After::Absent),
+            Change { slot: None, ..change("d", Some(image), After::Patched(patched)) },
         ],
     }
 }

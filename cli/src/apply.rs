@@ -246,6 +246,12 @@ fn act(transaction: &mut Transaction, op: &Op) -> Result<(), Stop> {
             transaction.patch(path, *offset, bytes)?;
         }
         Op::Patch { path, offset, content } => transaction.patch(path, *offset, content.read(path)?)?,
+        Op::PatchInPlace { path, offset, content: Content::Bytes(bytes) } => {
+            transaction.patch_in_place(path, *offset, bytes)?;
+        }
+        Op::PatchInPlace { path, offset, content } => {
+            transaction.patch_in_place(path, *offset, content.read(path)?)?;
+        }
         Op::Remove { path } => transaction.remove(path)?,
         Op::Rename { from, to } => transaction.rename(from, to)?,
         Op::Expect { path, expected } => {

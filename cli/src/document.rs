@@ -40,6 +40,7 @@ pub(crate) enum Op {
     Write { path: PathBuf, content: Content, mode: Option<u32> },
     Append { path: PathBuf, content: Content, mode: Option<u32> },
     Patch { path: PathBuf, offset: u64, content: Content },
+    PatchInPlace { path: PathBuf, offset: u64, content: Content },
     Remove { path: PathBuf },
     Rename { from: PathBuf, to: PathBuf },
     Mkdir { path: PathBuf, parents: bool, mode: Option<u32> },
@@ -143,6 +144,10 @@ mod tests {
                 r#"{"op":"patch","path":"a","offset":18446744073709551615,"text":""}"#,
                 Op::Patch { path: path("a"), offset: u64::MAX, content: bytes("") },
             ),
+            (
+                r#"{"op":"patch_in_place","path":"a","offset":512,"base64":"Yg=="}"#,
+                Op::PatchInPlace { path: path("a"), offset: 512, content: bytes("b") },
+            ),
             (r#"{"op":"remove","path":"a"}"#, Op::Remove { path: path("a") }),
             (r#"{"op":"rename","from":"a","to":"b"}"#, Op::Rename { from: path("a"), to: path("b") }),
             (
@@ -186,6 +191,7 @@ mod tests {
             (r#"{"op":"write","path":"a","text":"b","mode":"+644"}"#, "octal"),
             (r#"{"op":"write","path":"a","text":"b","mode":"17777"}"#, "octal"),
             (r#"{"op":"patch","path":"a","text":"b"}"#, "patch needs `offset`"),
+            (r#"{"op":"patch_in_place","path":"a","text":"b"}"#, "patch_in_place needs `offset`"),
             (r#"{"op":"patch","path":"a","offset":-1,"text":"b"}"#, "invalid value"),
             (r#"{"op":"patch","path":"a","offset":1e400,"text":"b"}"#, "number out of range"),
             (r#"{"op":"patch","path":"a","offset":18446744073709551616,"text":"b"}"#, "invalid type"),

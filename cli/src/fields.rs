@@ -70,6 +70,11 @@ impl TryFrom<Fields> for Op {
                 offset: need(fields.offset.take(), &name, "offset")?,
                 content: fields.content(&name)?,
             },
+            "patch_in_place" => Op::PatchInPlace {
+                path: fields.path(&name)?,
+                offset: need(fields.offset.take(), &name, "offset")?,
+                content: fields.content(&name)?,
+            },
             "remove" => Op::Remove { path: fields.path(&name)? },
             "rename" => Op::Rename {
                 from: need(fields.from.take(), &name, "from")?.0,
@@ -94,7 +99,7 @@ impl TryFrom<Fields> for Op {
             "expect" => Op::Expect { path: fields.path(&name)?, expected: fields.expected()? },
             _ => {
                 return Err(format!(
-                    "unknown op {name:?}; it is one of write, append, patch, remove, rename, mkdir, rmdir, symlink, chmod, expect"
+                    "unknown op {name:?}; it is one of write, append, patch, patch_in_place, remove, rename, mkdir, rmdir, symlink, chmod, expect"
                 ));
             }
         };

@@ -12,7 +12,7 @@ use atomtree_recovery::apply::{Parent, Parents, is_no_directory};
 use atomtree_recovery::image::{Content, Image, ImageLimits, is_recent};
 use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_vfs::{Kind, Metadata, is_symlink_error};
+use atomtree_vfs::{Access, Kind, Metadata, is_symlink_error};
 
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::stage::{Planned, Prepared};
@@ -52,6 +52,10 @@ impl Engine {
                         made_meanwhile.insert(change.path.clone());
                         continue;
                     }
+                }
+                if change.patched().is_some() {
+                    check_patched(parents, disk, change)?;
+                    continue;
                 }
                 if !is_in_new_dir && !matches!(change.after, After::Same { .. }) {
                     check_writable(parents, disk, &mut writable)?;
@@ -225,14 +229,7 @@ impl Engine {
         found: &Metadata,
     ) -> Result<Option<Image<'static>>, Error> {
         let vfs = &*self.places.vfs;
-        if found.mount != above.metadata.mount {
-            let reason = "something has been mounted there since the transaction looked";
-            return Err(Error::refused(ErrorKind::MountPoint, path.as_path(), reason));
-        }
-        if found.is_fixed {
-            let reason = "it was made immutable or append-only since the transaction looked";
-            return Err(Error::refused(ErrorKind::Permission, path.as_path(), reason));
-        }
+        check_place(above, path.as_path(), found)?;
         if seen.has_times_of(found) && !is_recent(seen.changed, seen.captured, vfs) {
             return Ok(None);
         }
@@ -282,6 +279,76 @@ fn describe(kind: Kind, size: u64) -> String {
     }
 }
 
+/// Refuses what has become a file system of its own, or what a flag keeps from being changed.
+fn check_place(above: &Parent, path: &Path, found: &Metadata) -> Result<(), Error> {
+    if found.mount != above.metadata.mount {
+        let reason = "something has been mounted there since the transaction looked";
+        return Err(Error::refused(ErrorKind::MountPoint, path, reason));
+    }
+    if found.is_fixed {
+        let reason = "it was made immutable or append-only since the transaction looked";
+        return Err(Error::refused(ErrorKind::Permission, path, reason));
+    }
+    Ok(())
+}
+
+/// Whether the file that is to be patched is still the one that was seen, as long as it was, and holds what it held in the
+/// sectors that are patched: what else has become of it is nobody's business.
+fn check_patched(parents: &mut Parents, disk: &TreePath, change: &Change<'_>) -> Result<(), Error> {
+    let (Some(seen), Some(patched)) = (&change.before, change.patched()) else {
+        unreachable!("what is patched was seen")
+    };
+    let path = disk.as_path();
+    let conflict = |reason: &str| Err(Error::conflict(path, reason));
+    let above = match parents.of(disk) {
+        Err(error) if is_no_directory(&error) => return conflict("its directory was moved or replaced"),
+        above => above.on("open the directory of", path)?,
+    };
+    let file = match above.dir.metadata(disk.name()) {
+        Ok(found) if !seen.is_inode(&found) => {
+            return conflict("it was replaced since the transaction looked");
+        }
+        // For writing, so that whatever keeps it from being written is found out before it is logged.
+        Ok(_) => above.dir.open_file(disk.name(), Access::ReadWrite).or_raced("open for writing", path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return conflict("it was removed or renamed since the transaction looked");
+        }
+        Err(error) => return Err(error).on("look at", path),
+    };
+    let found = file.metadata().on("look at", path)?;
+    if above.metadata.inode != change.parent || !seen.is_inode(&found) {
+        return conflict("it was replaced since the transaction looked");
+    }
+    check_place(&above, path, &found)?;
+    if found.links > 1 {
+        return conflict("it was given another hard link since the transaction looked");
+    }
+    if found.size != patched.size() {
+        let reason =
+            format!("it had {} bytes when the transaction looked, and has {} now", seen.size, found.size);
+        return conflict(&reason);
+    }
+    for patch in patched.patches() {
+        let mut bytes = vec![0; patch.before.len()];
+        let read = file.read_exact_at(&mut bytes, patch.offset);
+        let is_same = match read {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+            read => read.on("read", path).map(|()| bytes == patch.before)?,
+        };
+        if !is_same {
+            let end = patch.offset + patch.before.len() as u64;
+            let reason =
+                format!("its bytes {} to {end} were changed since the transaction looked", patch.offset);
+            return conflict(&reason);
+        }
+    }
+    // It was synced when it was staged; since then somebody may have written these sectors and put them back.
+    if (found.modified, found.changed) != (seen.modified, seen.changed) {
+        file.sync_data().on("sync", path)?;
+    }
+    Ok(())
+}
+
 /// Whether names in the directory of one may still be changed. It is nobody's fault but the transaction's own if not, so
 /// it fails here and not after the commit point.
 fn check_writable(parents: &mut Parents, path: &TreePath, known: &mut HashSet<u64>) -> Result<(), Error> {
@@ -299,18 +366,11 @@ fn check_moved(parents: &mut Parents, moved: &Moved) -> Result<(), Error> {
     let path = moved.from.as_path();
     let found = parents.of(&moved.from).and_then(|parent| {
         let found = parent.dir.metadata(moved.from.name())?;
-        Ok((parent.metadata, found))
+        Ok((parent, found))
     });
     match found {
-        Ok((above, found)) if above.inode == moved.from_parent && moved.is(&found) => {
-            if found.mount != above.mount {
-                let reason = "something has been mounted there since the transaction looked";
-                return Err(Error::refused(ErrorKind::MountPoint, path, reason));
-            }
-            if found.is_fixed {
-                let reason = "it was made immutable or append-only since the transaction looked";
-                return Err(Error::refused(ErrorKind::Permission, path, reason));
-            }
+        Ok((above, found)) if above.metadata.inode == moved.from_parent && moved.is(&found) => {
+            check_place(&above, path, &found)?;
             if (found.mode, found.uid, found.gid) != (moved.before.mode, moved.before.uid, moved.before.gid) {
                 return Err(Error::conflict(
                     path,

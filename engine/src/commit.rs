@@ -54,7 +54,8 @@ impl Receipt {
         &self.displaced
     }
 
-    /// Names that got nothing, because another program took away what was to be moved there, after the last check.
+    /// Names that got nothing, because another program took away what was to be moved there, or patched in place, after the
+    /// last check.
     pub fn lost(&self) -> &[TreePath] {
         &self.lost
     }
@@ -221,11 +222,11 @@ impl Engine {
             }
         };
         while let Some(prepared) = waiting.pop_front() {
-            let is_barrier = prepared.is_barrier();
+            let is_alone = prepared.moves_inodes();
             // What moves directories commits alone.
             // Nor may the checkpoint that one needs come while others are logged and not applied: it would settle them.
             if !logged.is_empty()
-                && (is_barrier || overlaps(&prepared, &changed) || commits.has_to_settle_before(&prepared))
+                && (is_alone || overlaps(&prepared, &changed) || commits.has_to_settle_before(&prepared))
             {
                 waiting.push_front(prepared);
                 break;
@@ -266,7 +267,7 @@ impl Engine {
                     outcomes.push(outcome);
                 }
             }
-            if is_barrier {
+            if is_alone {
                 break;
             }
         }
@@ -432,7 +433,8 @@ impl Engine {
 
 impl CommitState {
     /// Whether a checkpoint has to come between what is unsettled and this transaction: in a recovery, whatever lies at
-    /// or below the names of a transaction that moves or removes directories is touched by that one alone.
+    /// or below the names of a transaction that moves or removes directories, or patches files in place, is touched by that
+    /// one alone.
     fn has_to_settle_before(&self, prepared: &Prepared) -> bool {
         fn changes_of<'a>(
             transactions: impl Iterator<Item = &'a Arc<Committed<'static>>>,

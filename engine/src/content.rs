@@ -1,11 +1,13 @@
 //! New contents while they wait for the commit: in memory, as edits of an existing file, or streamed into a slot.
 
 use std::io::{self, IoSlice, Read};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use atomtree_recovery::image::{Attributes, Digest, Slot};
 use atomtree_recovery::images::{self, ImageName};
+use atomtree_recovery::patched::{Patch, Patched};
 use atomtree_recovery::stage::Stage;
 use atomtree_vfs::{Dir, File, Timestamp};
 
@@ -110,6 +112,97 @@ pub(crate) struct EditedFile {
     pub(crate) size: u64,
     /// In order; a later one wins.
     pub(crate) edits: Vec<(u64, Vec<u8>)>,
+}
+
+/// A file that is patched inside its inode.
+#[derive(Clone)]
+pub(crate) struct InPlace {
+    /// The file's length, which stays.
+    pub(crate) size: u64,
+    /// Whole sectors, sorted and apart from each other.
+    pieces: Vec<Piece>,
+}
+
+/// Sectors one after the other, as they are and as they shall be.
+#[derive(Clone)]
+struct Piece {
+    offset: u64,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl Piece {
+    fn range(&self) -> Range<u64> {
+        self.offset..self.offset + self.before.len() as u64
+    }
+
+    /// Takes over what another has of the same sectors.
+    fn overlay(&mut self, other: &Self) {
+        let at = (other.offset - self.offset) as usize..(other.range().end - self.offset) as usize;
+        self.before[at.clone()].copy_from_slice(&other.before);
+        self.after[at].copy_from_slice(&other.after);
+    }
+}
+
+impl InPlace {
+    pub(crate) fn new(size: u64) -> Self {
+        Self { size, pieces: Vec::new() }
+    }
+
+    /// What the log takes of it.
+    pub(crate) fn logged_bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| 2 * piece.before.len() as u64).sum()
+    }
+
+    /// How many bytes of these sectors are not in it yet.
+    pub(crate) fn missing(&self, sectors: &Range<u64>) -> u64 {
+        let known = self.pieces.iter().map(|piece| {
+            let range = piece.range();
+            range.end.min(sectors.end).saturating_sub(range.start.max(sectors.start))
+        });
+        sectors.end - sectors.start - known.sum::<u64>()
+    }
+
+    /// Patches these bytes, given the sectors that hold them as they were read now. What was read before counts for what
+    /// stood there: it is what the check compares.
+    pub(crate) fn write(&mut self, start: u64, sectors: &[u8], offset: u64, bytes: &[u8]) {
+        let read = Piece { offset: start, before: sectors.to_vec(), after: sectors.to_vec() };
+        let Range { start, end } = read.range();
+        let is_near = |piece: &Piece| piece.offset <= end && piece.range().end >= start;
+        let (near, mut apart): (Vec<Piece>, Vec<Piece>) =
+            std::mem::take(&mut self.pieces).into_iter().partition(is_near);
+        let first = near.iter().map(|piece| piece.offset).fold(start, u64::min);
+        let last = near.iter().map(|piece| piece.range().end).fold(end, u64::max);
+        let zeros = vec![0; (last - first) as usize];
+        let mut whole = Piece { offset: first, before: zeros.clone(), after: zeros };
+        whole.overlay(&read);
+        near.iter().for_each(|piece| whole.overlay(piece));
+        let at = (offset - first) as usize;
+        whole.after[at..at + bytes.len()].copy_from_slice(bytes);
+        apart.push(whole);
+        apart.sort_by_key(|piece| piece.offset);
+        self.pieces = apart;
+    }
+
+    /// Puts what is patched into the content of the whole file.
+    pub(crate) fn patch(&self, content: &mut [u8]) {
+        for piece in &self.pieces {
+            // Whoever read it as another length is told so by the check.
+            if let Some(part) = content.get_mut(piece.offset as usize..piece.range().end as usize) {
+                part.copy_from_slice(&piece.after);
+            }
+        }
+    }
+
+    /// As it is logged.
+    pub(crate) fn patched(&self) -> Patched<'static> {
+        let patches = self.pieces.iter().map(|Piece { offset, before, after }| Patch {
+            offset: *offset,
+            before,
+            after,
+        });
+        Patched::new(self.size, patches)
+    }
 }
 
 /// A content that was streamed into a slot.

@@ -14,7 +14,7 @@ use atomtree_recovery::apply::{Parent, is_no_directory};
 use atomtree_recovery::image::{Attributes, Bytes, Content, Digest, Image};
 use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_vfs::{File, Kind, Timestamp};
+use atomtree_vfs::{Access, File, Kind, Timestamp};
 
 use crate::content::{NewContent, NewFile, NewSymlink, StagedSlot};
 use crate::error::{Error, ErrorKind, OnPath};
@@ -71,9 +71,14 @@ impl Prepared {
         }
     }
 
-    /// Whether it moves or removes directories, or changes what kind of thing a name is.
+    /// Whether it moves or removes directories, changes what kind of thing a name is, or writes inside of inodes.
     pub(crate) fn is_barrier(&self) -> bool {
         self.planned.iter().any(|planned| planned.change.is_barrier())
+    }
+
+    /// Whether it moves or removes directories, or changes what kind of thing a name is.
+    pub(crate) fn moves_inodes(&self) -> bool {
+        self.planned.iter().any(|planned| planned.change.moves_inodes())
     }
 }
 
@@ -85,6 +90,9 @@ struct Staging {
     sync_all: bool,
     /// Files to be synced before the log.
     to_sync: Vec<Arc<dyn File>>,
+    /// Files in the tree that are to be synced before it, because they are patched where they stand: after a power cut a
+    /// sector has to be one of the two that the log knows.
+    patched: Vec<Arc<dyn File>>,
 }
 
 impl Staging {
@@ -94,9 +102,21 @@ impl Staging {
             self.to_sync.push(staged);
         }
     }
+
+    /// The same for a file that is patched in place.
+    fn keep_patched(&mut self, file: Arc<dyn File>) {
+        if self.patched.len() <= SYNC_EACH_MAX {
+            self.patched.push(file);
+        }
+    }
 }
 
 impl Engine {
+    /// How many bytes of a transaction's contents travel in the log at most.
+    pub(crate) fn inline_bytes(&self) -> u64 {
+        self.options.log.segment_bytes / 4
+    }
+
     /// Plans and stages: after this only the tree itself can stop the transaction.
     pub(crate) fn prepare(&self, transaction: &mut Transaction) -> Result<Prepared, Error> {
         let now = self.places.vfs.now();
@@ -112,19 +132,24 @@ impl Engine {
         prepared.planned.sort_by(|one, other| {
             (one.change.order(), &one.change.path).cmp(&(other.change.order(), &other.change.path))
         });
-        self.sync_staged(&staging.to_sync, prepared.is_barrier())?;
+        self.sync_staged(&staging, prepared.moves_inodes())?;
         Ok(prepared)
     }
 
     /// Makes contents that are not in the log durable, and their names up to the store, before the log's sync; and what
     /// moves or goes, where it stands, since whoever put it there may not have synced that.
-    fn sync_staged(&self, files: &[Arc<dyn File>], is_barrier: bool) -> Result<(), Error> {
-        if files.is_empty() && !is_barrier {
-            return Ok(());
+    fn sync_staged(&self, staging: &Staging, moves_inodes: bool) -> Result<(), Error> {
+        let (files, patched) = (&staging.to_sync, &staging.patched);
+        let is_whole = moves_inodes || files.len() > SYNC_EACH_MAX || patched.len() > SYNC_EACH_MAX;
+        if !is_whole {
+            let synced = patched.iter().try_for_each(|file| file.sync_data());
+            synced.on("sync what is to be patched in", ".")?;
         }
-        let result = if files.len() > SYNC_EACH_MAX || is_barrier {
+        let result = if is_whole {
             // Not on the root's descriptor: an error of other files, which that one reports once, is the checkpoint's.
             self.places.stage.sync_filesystem()
+        } else if files.is_empty() {
+            return Ok(());
         } else {
             files
                 .iter()
@@ -168,10 +193,12 @@ impl<'a> Plan<'a> {
     fn new(engine: &'a Engine, transaction: &'a mut Transaction) -> Self {
         let (label, agent) = (transaction.label.clone(), transaction.agent.clone());
         let staging = Staging {
-            inline_budget: engine.options.log.segment_bytes / 4,
+            // What is patched in place travels in the log in any case.
+            inline_budget: engine.inline_bytes().saturating_sub(transaction.view.patched_bytes()),
             // Readers that don't wait for recovery find whole files only if those were durable before the exchange.
             sync_all: transaction.durability == Durability::Settled,
             to_sync: Vec::new(),
+            patched: Vec::new(),
         };
         let moved = transaction.view.moved_from();
         let reads = transaction.view.kept_reads.clone();
@@ -208,8 +235,9 @@ impl<'a> Plan<'a> {
         let parent = directory.inode.unwrap_or(0);
         let entry = directory.names[name].clone();
         let is_changed = self.is_changed(id, &entry);
+        let is_patched = matches!(entry.now, Now::Patched(_));
         if let Some(original) = &entry.original
-            && (entry.is_read || is_changed)
+            && (entry.is_read || is_changed && !is_patched)
             // What lies in a directory is compared name by name, where it counts.
             && original.kind != Kind::Dir
             && is_late(original)
@@ -224,12 +252,12 @@ impl<'a> Plan<'a> {
             return Ok(());
         }
         let has_left = self.view.has_left(id, name, &self.moved);
-        if let Some(disk) = disk.clone().filter(|_| has_left && entry.is_read) {
-            // Its mover knows it by its inode; what was read is more than that.
+        if let Some(disk) = disk.clone().filter(|_| (has_left || is_patched) && entry.is_read) {
+            // Its mover knows it by its inode, who patches it by some sectors; what was read is more than that.
             self.prepared.reads.push(Read::Name { path: disk, parent, original: entry.original.clone() });
         }
-        // In a directory that this transaction makes, everything is permitted; and a mode is no name.
-        if parent != 0 && !matches!(entry.now, Now::Original) {
+        // In a directory that this transaction makes, everything is permitted; and neither a mode nor a content is a name.
+        if parent != 0 && !matches!(entry.now, Now::Original | Now::Patched(_)) {
             self.check_permitted(id, &path, entry.original.as_ref())?;
         }
         if has_left && matches!(entry.now, Now::Absent) {
@@ -250,11 +278,20 @@ impl<'a> Plan<'a> {
         if let Some((below, _)) = contents.iter().find(|(_, image)| image.is_fixed) {
             return Err(fixed(path.as_path().join(below.as_path())));
         }
+        if let Some(disk) = disk.as_ref().filter(|_| is_patched) {
+            let file =
+                self.view.parents.of(disk).and_then(|parent| parent.dir.open_file(disk.name(), Access::Read));
+            self.staging.keep_patched(still(file, "open", disk.as_path())?);
+        }
         let (after, is_implied) = self.after(&path, &entry)?;
         self.check_mode(&path, &entry, &after)?;
-        let before = entry.original.filter(|_| !has_left);
+        let mut before = entry.original.filter(|_| !has_left);
+        if let Some(before) = before.as_mut().filter(|_| is_patched) {
+            // Of what it holds only the patches are anybody's business.
+            before.content = Content::Unread;
+        }
         let is_in_place = match &after {
-            After::Same { .. } => true,
+            After::Same { .. } | After::Patched(_) => true,
             After::Dir { .. } => before.is_none(),
             _ => false,
         };
@@ -275,7 +312,7 @@ impl<'a> Plan<'a> {
         match &entry.now {
             Now::Original => self.new_mode(entry).is_some(),
             Now::Absent => entry.original.is_some(),
-            Now::File(_) | Now::Symlink(_) | Now::Moved { .. } => true,
+            Now::File(_) | Now::Symlink(_) | Now::Moved { .. } | Now::Patched(_) => true,
             Now::Dir(_) => {
                 debug_assert!(!self.view.dir(id).is_gone);
                 true
@@ -307,6 +344,7 @@ impl<'a> Plan<'a> {
             Now::Symlink(link) => self.stage_symlink(link).on("stage the symlink", path.as_path())?,
             Now::File(file) => self.stage_file(file).on("stage the new content of", path.as_path())?,
             Now::Moved { moved, .. } => After::Moved(moved.clone()),
+            Now::Patched(in_place) => After::Patched(in_place.patched()),
             Now::Dir(id) => {
                 let directory = self.view.dir(*id);
                 if let Some(made) = &directory.made {
@@ -540,7 +578,7 @@ fn still<T>(result: io::Result<T>, verb: &'static str, path: &Path) -> Result<T,
     }
 }
 
-fn fixed(path: impl AsRef<Path>) -> Error {
+pub(crate) fn fixed(path: impl AsRef<Path>) -> Error {
     let reason = "it is immutable or append-only; `chattr -i -a` takes the flag off";
     Error::refused(ErrorKind::Permission, path, reason)
 }

@@ -4,6 +4,7 @@
 
 mod directories;
 mod files;
+mod in_place;
 mod lookup;
 mod names;
 mod new_names;

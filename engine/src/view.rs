@@ -22,7 +22,7 @@ use atomtree_recovery::tree_path::{PathError, TreePath};
 use atomtree_vfs::{Dir, Kind, Vfs};
 
 pub(crate) use self::resolve::invalid_path;
-use crate::content::{NewFile, NewSymlink};
+use crate::content::{InPlace, NewFile, NewSymlink};
 use crate::error::{Error, OnPath};
 
 /// A directory that the transaction knows, by number.
@@ -44,6 +44,8 @@ pub(crate) struct View {
     by_path: BTreeMap<Box<[u8]>, DirId>,
     /// What was read of directories that a return to a savepoint made unknown again.
     pub(crate) kept_reads: Vec<Read>,
+    /// What the log takes of what is patched in place.
+    patched_bytes: u64,
 }
 
 /// A directory.
@@ -89,6 +91,8 @@ pub(crate) struct Name {
     pub(crate) is_read: bool,
     /// The new permission bits of an original that is no directory and stays.
     pub(crate) mode: Option<u32>,
+    /// Whether what is in it was not even looked at, because it is patched in place.
+    pub(crate) is_unread: bool,
 }
 
 /// What shall stand at a name.
@@ -110,6 +114,8 @@ pub(crate) enum Now {
         /// Where it leads, if it is a symlink.
         target: Option<Vec<u8>>,
     },
+    /// What stands there, patched inside its inode.
+    Patched(Arc<InPlace>),
 }
 
 /// What was read of the tree on disk and is not changed.
@@ -143,6 +149,11 @@ pub(crate) enum Stands<'a> {
     Moved(&'a Moved),
     Symlink(&'a [u8]),
     Dir,
+    /// A regular file that stands on disk and is patched there.
+    Patched {
+        image: &'a Image<'static>,
+        in_place: &'a InPlace,
+    },
 }
 
 impl View {
@@ -159,6 +170,7 @@ impl View {
             by_inode: HashMap::from([(inode, ROOT)]),
             by_path: BTreeMap::from([(Box::default(), ROOT)]),
             kept_reads: Vec::new(),
+            patched_bytes: 0,
         })
     }
 
@@ -188,6 +200,25 @@ impl View {
         self.by_inode.get(&inode).copied()
     }
 
+    /// What the log takes of what is patched in place.
+    pub(crate) fn patched_bytes(&self) -> u64 {
+        self.patched_bytes
+    }
+
+    pub(crate) fn note_patched(&mut self, bytes: u64) {
+        self.patched_bytes += bytes;
+    }
+
+    /// A name, if it was looked at.
+    pub(crate) fn known(&self, spot: &Spot) -> Option<&Name> {
+        self.dir(spot.dir).names.get(&spot.name)
+    }
+
+    /// Notes what was found at a name, and what shall stand there.
+    pub(crate) fn set(&mut self, spot: &Spot, name: Name) {
+        self.dir_mut(spot.dir).names.insert(spot.name.clone(), name);
+    }
+
     pub(crate) fn name(&self, spot: &Spot) -> &Name {
         &self.dir(spot.dir).names[&spot.name]
     }
@@ -204,7 +235,8 @@ impl View {
     fn stands_in(&self, dir: DirId, name: &OsStr) -> Stands<'_> {
         let name = &self.dir(dir).names[name];
         match (&name.now, &name.original) {
-            (Now::Absent, _) | (Now::Original, None) => Stands::Nothing,
+            (Now::Absent, _) | (Now::Original | Now::Patched(_), None) => Stands::Nothing,
+            (Now::Patched(in_place), Some(image)) => Stands::Patched { image, in_place },
             (Now::File(file), _) => Stands::File(file),
             (Now::Symlink(link), _) => Stands::Symlink(&link.target),
             (Now::Dir(_), _) => Stands::Dir,
@@ -277,7 +309,7 @@ impl View {
         for name in known {
             let kind = match self.stands_in(id, &name) {
                 Stands::Nothing => None,
-                Stands::File(_) => Some(Kind::File),
+                Stands::File(_) | Stands::Patched { .. } => Some(Kind::File),
                 Stands::Symlink(_) => Some(Kind::Symlink),
                 Stands::Dir => Some(Kind::Dir),
                 Stands::Inode { image } => Some(image.kind),
@@ -405,7 +437,7 @@ impl View {
     /// The name on disk of what stands at a spot: its own, or the one that it is moved from; `None` if it is new.
     pub(crate) fn source_mut(&mut self, spot: &Spot) -> Option<&mut Name> {
         let (from_parent, from) = match &self.name(spot).now {
-            Now::Original => return Some(self.name_mut(spot)),
+            Now::Original | Now::Patched(_) => return Some(self.name_mut(spot)),
             Now::Moved { moved, .. } => (moved.from_parent, moved.from.name().to_owned()),
             Now::Absent | Now::File(_) | Now::Symlink(_) | Now::Dir(_) => return None,
         };
@@ -427,11 +459,12 @@ impl View {
 
     /// What can be returned to.
     pub(crate) fn save(&self) -> Saved {
-        Saved { dirs: self.dirs.clone() }
+        Saved { dirs: self.dirs.clone(), patched_bytes: self.patched_bytes }
     }
 
     /// Forgets what was to be changed since, but not what was read: the caller may have decided by it.
     pub(crate) fn return_to(&mut self, saved: &Saved) {
+        self.patched_bytes = saved.patched_bytes;
         let since = std::mem::replace(&mut self.dirs, saved.dirs.clone());
         for (index, later) in since.into_iter().enumerate() {
             let same = self.dirs.get_mut(index).filter(|directory| directory.serial == later.serial);
@@ -441,6 +474,14 @@ impl View {
             };
             directory.listing = directory.listing.take().or(later.listing);
             for (name, entry) in later.names {
+                if entry.is_unread && !directory.names.contains_key(&name) {
+                    // Whoever touches it next has to look again, and better.
+                    if let Some(path) = directory.disk_path(&name).filter(|_| entry.is_read) {
+                        let parent = directory.inode.unwrap_or(0);
+                        self.kept_reads.push(Read::Name { path, parent, original: entry.original });
+                    }
+                    continue;
+                }
                 let fresh = Name { now: Now::Original, mode: None, ..entry.clone() };
                 let kept = directory.names.entry(name).or_insert(fresh);
                 kept.is_read |= entry.is_read;
@@ -456,6 +497,7 @@ impl View {
 #[derive(Clone)]
 pub(crate) struct Saved {
     dirs: Vec<Directory>,
+    patched_bytes: u64,
 }
 
 impl Directory {
@@ -499,7 +541,7 @@ impl Directory {
 
 impl Name {
     fn new(original: Option<Image<'static>>) -> Self {
-        Self { original, now: Now::Original, is_read: false, mode: None }
+        Self { original, now: Now::Original, is_read: false, mode: None, is_unread: false }
     }
 }
 

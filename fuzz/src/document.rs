@@ -116,7 +116,7 @@ fn carried_out(mut tree: Tree, op: &Value) -> Option<Tree> {
             let bytes = [old(), content()?].concat();
             put(&mut tree, &path, NodeBody::File(bytes), mode.or(Some(0o644)), mode.is_some());
         }
-        "patch" => {
+        "patch" | "patch_in_place" => {
             let (mut bytes, new) = (old(), content()?);
             let at = usize::try_from(op["offset"].as_u64()?).ok()?;
             let end = at.checked_add(new.len())?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use atomtree::{Checkpoints, Inspection, Options, TreePath};
 use atomtree_recovery::image::{Attributes, Bytes, Content, Digest, Image, Slot};
+use atomtree_recovery::patched::{Patch, Patched};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::plan::{After, Applied, Begin, Change, Checkpoint, Moved, Plan, TransactionId};
 use atomtree_vfs::sim::{Node, Sim};
@@ -131,7 +132,7 @@ fn plant_records(sim: &Sim, slots: &str, bytes: &[u8]) {
                     .payload();
                 vec![(record.kind.code(), record.head)]
             }
-            _ => transaction(&mut input, slots),
+            _ => transaction(&mut input, sim, slots),
         };
         for (kind, payload) in &records {
             if log.append(&[Record { kind: *kind, parts: &[payload] }]).is_err() {
@@ -142,7 +143,7 @@ fn plant_records(sim: &Sim, slots: &str, bytes: &[u8]) {
     let _ = log.sync();
 }
 
-fn transaction(input: &mut Input<'_>, slots: &str) -> Vec<(NonZeroU8, Vec<u8>)> {
+fn transaction(input: &mut Input<'_>, sim: &Sim, slots: &str) -> Vec<(NonZeroU8, Vec<u8>)> {
     let begin = Begin {
         tx: TransactionId(input.number()),
         time_ns: 5,
@@ -151,7 +152,8 @@ fn transaction(input: &mut Input<'_>, slots: &str) -> Vec<(NonZeroU8, Vec<u8>)> 
         who: None,
     };
     let mut hostile = Vec::new();
-    let changes = (0..=input.byte() % 3).map(|number| change(input, number, slots, &mut hostile)).collect();
+    let changes =
+        (0..=input.byte() % 3).map(|number| change(input, sim, number, slots, &mut hostile)).collect();
     let plan = Plan { begin, changes };
     let mut records: Vec<(NonZeroU8, Vec<u8>)> = (plan.payloads().iter())
         .map(|payload| (payload.kind.code(), [&payload.head, payload.content].concat()))
@@ -178,6 +180,7 @@ fn transaction(input: &mut Input<'_>, slots: &str) -> Vec<(NonZeroU8, Vec<u8>)> 
 
 fn change(
     input: &mut Input<'_>,
+    sim: &Sim,
     number: u8,
     slots: &str,
     hostile: &mut Vec<(Vec<u8>, Vec<u8>)>,
@@ -209,7 +212,12 @@ fn change(
         TreePath::from_bytes_below(path)
             .unwrap_or_else(|_| TreePath::from_bytes(b"below").expect("it is one"))
     };
-    let after = match input.byte() % 8 {
+    let choice = input.byte();
+    let after = match choice % 8 {
+        _ if choice >= 248 && size > 0 => {
+            let new = vec![b'!'; content.len()];
+            After::Patched(Patched::new(size, [Patch { offset: 0, before: content, after: &new }]))
+        }
         0 => After::Absent,
         1 => After::Dir { attributes: attributes.clone() },
         2 => After::Symlink {
@@ -249,7 +257,13 @@ fn change(
         attributes: attributes.clone(),
         content: kept.clone(),
     };
-    let before = input.byte().is_multiple_of(2).then(|| image(input, kind));
+    let mut before = input.byte().is_multiple_of(2).then(|| image(input, kind));
+    // Mostly the inode that stands there, which alone is written into.
+    if matches!(after, After::Patched(_)) && input.byte() < 200 {
+        let found = sim.open_root(Path::new(ROOT)).and_then(|root| root.metadata("a".as_ref()));
+        let found = found.expect("it stands");
+        before = Some(Image { kind: Kind::File, inode: found.inode, born: found.born, ..image(input, kind) });
+    }
     let contents = match &before {
         Some(Image { kind: Kind::Dir, .. }) => {
             (0..input.byte() % 3).map(|_| (below(input), image(input, Kind::File))).collect()
@@ -262,7 +276,7 @@ fn change(
         hostile.push((slots.as_bytes()[..13].to_vec(), names[usize::from(input.byte()) % 4].to_vec()));
     }
     let slot = Slot { dir: slots.into(), name: (input.byte() % 4).to_string() };
-    let slot = (!matches!(after, After::Dir { .. } | After::Same { .. })).then_some(slot);
+    let slot = (!matches!(after, After::Dir { .. } | After::Same { .. } | After::Patched(_))).then_some(slot);
     Change { path: honest, parent: input.number(), before, contents, after, slot }
 }
 

@@ -1,8 +1,9 @@
-//! Walks every state of two small models: of how directories and metadata are committed and recovered; and, with the
-//! argument `several`, of several processes with one store.
+//! Walks every state of three small models: of how directories and metadata are committed and recovered; with the argument
+//! `several`, of several processes with one store; with `in-place`, of files that are patched inside their inode.
 
 mod check;
 mod disk;
+mod in_place;
 mod plan;
 mod protocol;
 mod recovery;
@@ -19,6 +20,9 @@ fn main() {
     let only = std::env::args().nth(1).unwrap_or_default();
     if only == "several" {
         return several::suites::report(&std::env::args().nth(2).unwrap_or_default());
+    }
+    if only == "in-place" {
+        return in_place::report();
     }
     if only != "rules" {
         for (suite, crashes) in suites().iter().filter(|(suite, _)| suite.name.contains(&only)) {

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use atomtree_vfs::Kind;
 use atomtree_wal::{self as wal, Lsn, Scan};
 
 use crate::error::Error;
 use crate::image::{Image, Slot};
-use crate::plan::{Begin, Change, Checkpoint, Commit, Record, RecordKind, TransactionId, decode};
+use crate::plan::{After, Begin, Change, Checkpoint, Commit, Record, RecordKind, TransactionId, decode};
 use crate::tree_path::TreePath;
 
 /// No log has as many: a number beyond it was planted, and would leave none for the next.
@@ -132,6 +133,13 @@ impl<'a> Run<'a> {
         let Self { begin, mut images, mut contents, mut changes, .. } = self;
         for change in &mut changes {
             change.before = images.remove(&change.path);
+            if let After::Patched(patched) = &change.after
+                && change.before.as_ref().map(|image| (image.kind, image.size))
+                    != Some((Kind::File, patched.size()))
+            {
+                let reason = format!("a patch of {} without an image of a file as long", change.path);
+                return Err(Error::Sequence { lsn, reason });
+            }
             if change.takes_directory() {
                 change.contents = contents.remove(&change.path).unwrap_or_default();
             }

@@ -8,16 +8,17 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atomtree_vfs::{Dir, Kind, Metadata, is_symlink_error};
+use atomtree_vfs::{Dir, File, Kind, Metadata, is_symlink_error};
 use atomtree_wal::Lsn;
 
 use crate::ballast::Ballast;
-use crate::image::{Attributes, Image, MADE_DIR_MODE, Slot};
+use crate::image::{Attributes, Image, MADE_DIR_MODE, Slot, open_own_to_write};
+use crate::patched::Patched;
 use crate::places::Places;
 use crate::plan::{After, Change, Moved};
 use crate::subtree::Subtree;
@@ -131,7 +132,7 @@ pub struct Applier<'a> {
     /// Names the quarantine's files.
     lsn: Lsn,
     displaced: Vec<Displaced>,
-    /// Names where something should have been moved to that another program took away.
+    /// Names where something should have been moved to, or patched, that another program took away.
     lost: Vec<TreePath>,
 }
 
@@ -161,10 +162,15 @@ impl<'a> Applier<'a> {
         std::mem::take(&mut self.displaced)
     }
 
-    /// Which names have got nothing since this was last asked, because another program took away what was to be moved
-    /// there, after the last check.
+    /// Which names have got nothing since this was last asked, because another program took away what was to be moved or
+    /// patched there, after the last check.
     pub fn take_lost(&mut self) -> Vec<TreePath> {
         std::mem::take(&mut self.lost)
+    }
+
+    /// What quarantined files carry in their names.
+    pub(crate) fn lsn(&self) -> Lsn {
+        self.lsn
     }
 
     /// Goes on for another transaction, whose quarantined files carry `lsn`.
@@ -234,6 +240,7 @@ impl<'a> Applier<'a> {
                 };
                 self.set_mode_if(is_as_checked, path, attributes.mode)?;
             }
+            (After::Patched(patched), _) => self.patch(change, patched)?,
             (After::Dir { attributes }, None) => self.make_dir(path, attributes)?,
             (After::Dir { attributes }, Some(slot)) => {
                 self.take_out(path, slot, &mut as_checked)?;
@@ -330,6 +337,44 @@ impl<'a> Applier<'a> {
             Err(error) if is_no_directory(&error) => Ok(()),
             result => result,
         }
+    }
+
+    /// Writes a patch inside the inode that was checked. If another stands there by now, it is left alone, and the name has
+    /// lost the patch.
+    fn patch(&mut self, change: &Change<'_>, patched: &Patched<'_>) -> io::Result<()> {
+        let Some(file) = self.open_patched(change)? else {
+            self.lost.push(change.path.clone());
+            return Ok(());
+        };
+        patched.patches().try_for_each(|patch| self.write_in_place(&*file, patch.offset, patch.after))
+    }
+
+    /// The file that a change patches, for reading and writing; `None` if it does not stand at its name any more.
+    pub fn open_patched(&mut self, change: &Change<'_>) -> io::Result<Option<Arc<dyn File>>> {
+        let is_it = |found: &Metadata| change.before.as_ref().is_some_and(|image| image.is_inode(found));
+        let opened = self.parents.of(&change.path).and_then(|parent| {
+            // Looked at first: what is none of ours is not even opened.
+            if !is_it(&parent.dir.metadata(change.path.name())?) {
+                return Ok(None);
+            }
+            let file = open_own_to_write(&*parent.dir, change.path.name())?;
+            let is_still_it = is_it(&file.metadata()?);
+            Ok(Some(file).filter(|_| is_still_it))
+        });
+        match opened {
+            Err(error) if is_no_directory(&error) || is_no_file(&error) => Ok(None),
+            opened => opened,
+        }
+    }
+
+    /// Overwrites bytes inside a file. Nothing is synced.
+    pub fn write_in_place(&self, file: &dyn File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.with_ballast(|_| file.write_at(&[IoSlice::new(bytes)], offset))
+    }
+
+    /// Notes what had to give way.
+    pub(crate) fn note_displaced(&mut self, displaced: Displaced) {
+        self.displaced.push(displaced);
     }
 
     /// Moves what the log does not explain out of the directory in the slot, to quarantine.
@@ -636,6 +681,14 @@ fn is_free(dir: &dyn Dir, name: &OsStr) -> io::Result<bool> {
 /// Whether the error says that a path leads to no directory.
 pub fn is_no_directory(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) || is_symlink_error(error)
+}
+
+/// Whether there is no regular file to open at a name.
+pub(crate) fn is_no_file(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidInput
+    ) || is_symlink_error(error)
 }
 
 /// Whether the error says that there is no space, or that a quota is used up.

@@ -415,6 +415,14 @@ impl Image<'static> {
         Ok(Self::new(captured, &metadata, Attributes::new(&metadata, xattrs), content))
     }
 
+    /// As [`Image::capture_unread`], of a file that is open, with all its attributes.
+    pub fn capture_unread_file(vfs: &dyn Vfs, file: &dyn File) -> io::Result<Image<'static>> {
+        let captured = vfs.now();
+        let metadata = file.metadata()?;
+        let attributes = Attributes::new(&metadata, file.xattrs()?);
+        Ok(Self::new(captured, &metadata, attributes, Content::Unread))
+    }
+
     /// As [`Image::capture`], of a file that is open.
     pub fn capture_file(vfs: &dyn Vfs, file: &dyn File, limits: ImageLimits) -> io::Result<Image<'static>> {
         // Times first, content after: an edit in between shows as a newer time at the next comparison.
@@ -511,6 +519,11 @@ impl Image<'_> {
             && self.modified == found.modified
     }
 
+    /// Whether `found` is the inode of this image, whatever has become of it.
+    pub fn is_inode(&self, found: &Metadata) -> bool {
+        (self.kind, self.inode, self.born) == (found.kind, found.inode, found.born)
+    }
+
     /// Whether `found` is the directory of this image, whatever lies in it by now.
     pub fn is_directory(&self, found: &Metadata) -> bool {
         (self.kind, self.inode, self.born) == (Kind::Dir, found.inode, found.born) && found.kind == Kind::Dir
@@ -577,14 +590,23 @@ impl Image<'_> {
 /// Opens a file for reading that belongs to this process, even if its mode forbids that: the bit is set for the moment
 /// that opening takes.
 pub fn open_own(dir: &dyn Dir, name: &OsStr) -> io::Result<Arc<dyn File>> {
-    match dir.open_file(name, Access::Read) {
+    open_with(dir, name, Access::Read, 0o400)
+}
+
+/// As [`open_own`], for reading and writing.
+pub(crate) fn open_own_to_write(dir: &dyn Dir, name: &OsStr) -> io::Result<Arc<dyn File>> {
+    open_with(dir, name, Access::ReadWrite, 0o600)
+}
+
+fn open_with(dir: &dyn Dir, name: &OsStr, access: Access, bits: u32) -> io::Result<Arc<dyn File>> {
+    match dir.open_file(name, access) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let mode = dir.metadata(name)?.mode;
-            if mode & 0o400 != 0 {
+            if mode & bits == bits {
                 return Err(error);
             }
-            dir.set_mode_of(name, mode | 0o400)?;
-            let opened = dir.open_file(name, Access::Read);
+            dir.set_mode_of(name, mode | bits)?;
+            let opened = dir.open_file(name, access);
             dir.set_mode_of(name, mode)?;
             opened
         }

@@ -43,7 +43,10 @@ impl<'de> Deserialize<'de> for ImageName {
 impl ImageName {
     /// The image of a change's original; `None` if nothing is kept of it. A symlink's target stands in the manifest.
     pub fn of(tx: TransactionId, index: usize, change: &Change<'_>, image_bytes_max: u64) -> Option<Self> {
-        let image = change.before.as_ref().filter(|_| !matches!(change.after, After::Same { .. }))?;
+        let image = change
+            .before
+            .as_ref()
+            .filter(|_| !matches!(change.after, After::Same { .. } | After::Patched(_)))?;
         let is_kept = match image.kind {
             Kind::File => room(image.size) <= image_bytes_max,
             Kind::Dir => {

@@ -44,6 +44,10 @@ impl<'a> Known<'a> {
     pub fn of<'b: 'a>(transactions: impl Iterator<Item = &'a Committed<'b>>) -> Self {
         let mut known = Self::default();
         for change in transactions.flat_map(|transaction| &transaction.changes) {
+            // What is patched stays where it is, and no copy of it is anywhere else.
+            if change.patched().is_some() {
+                continue;
+            }
             match &change.before {
                 Some(image) if change.takes_directory() => {
                     known.directories.insert(image.inode, change);

@@ -23,6 +23,7 @@ pub mod known;
 mod locate;
 pub mod log_records;
 pub mod manifest;
+pub mod patched;
 pub mod places;
 pub mod plan;
 pub mod quarantine;

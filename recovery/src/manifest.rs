@@ -67,7 +67,10 @@ fn yes() -> bool {
 /// Room for so many changes is made before the first is read, whatever their number is said to be.
 const CHANGES_AT_FIRST: usize = 1 << 10;
 
-fn as_they_come<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+/// Takes as many as there are, and makes room only as they come.
+pub(crate) fn as_they_come<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     struct Changes<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for Changes<T> {
         type Value = Vec<T>;
@@ -210,6 +213,10 @@ impl ChangeSummary {
                 After::Same { attributes } => {
                     before.clone().map(|before| State { attributes: attributes.clone(), ..before })
                 }
+                // Of what it holds by then nothing is known, nor when that was written.
+                After::Patched(_) => {
+                    before.clone().map(|before| State { digest: None, modified: None, ..before })
+                }
                 after => State::after(after),
             };
             all.push(Self {
@@ -311,7 +318,7 @@ impl State {
             }
             After::Dir { .. } => Some(new(Kind::Dir, 0, None, None, 0)),
             After::Moved(moved) => Some(Self::of_moved(moved, &moved.attributes)),
-            After::Absent | After::Same { .. } => None,
+            After::Absent | After::Same { .. } | After::Patched(_) => None,
         }
     }
 }

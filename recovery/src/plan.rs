@@ -25,6 +25,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::image::{Attributes, Content, Digest, Image, Slot};
+use crate::manifest::as_they_come;
+use crate::patched::Patched;
 use crate::tree_path::{PATH_BYTES_MAX, TreePath};
 
 /// Number of a committed transaction, from 1; in the order of the log, without gaps while nothing is voided.
@@ -160,6 +162,8 @@ pub enum After<'a> {
         /// Mode, owner and extended attributes.
         attributes: Attributes,
     },
+    /// What stands there already, a regular file, with other bytes in some of its sectors.
+    Patched(Patched<'a>),
 }
 
 /// An inode that gets another name. It is known by its number, so its content need not be.
@@ -199,6 +203,7 @@ impl After<'_> {
             Self::Symlink { target, attributes, inode } => After::Symlink { target, attributes, inode },
             Self::Moved(moved) => After::Moved(moved),
             Self::Same { attributes } => After::Same { attributes },
+            Self::Patched(patched) => After::Patched(patched.into_owned()),
             Self::File { attributes, size, content, inode } => {
                 After::File { attributes, size, content: content.into_owned(), inode }
             }
@@ -208,7 +213,7 @@ impl After<'_> {
     /// The kind of what shall stand there, where it is not what stands there already.
     pub fn kind(&self) -> Option<Kind> {
         match self {
-            Self::Absent | Self::Same { .. } => None,
+            Self::Absent | Self::Same { .. } | Self::Patched(_) => None,
             Self::File { .. } => Some(Kind::File),
             Self::Dir { .. } => Some(Kind::Dir),
             Self::Symlink { .. } => Some(Kind::Symlink),
@@ -216,10 +221,10 @@ impl After<'_> {
         }
     }
 
-    /// The attributes that it shall have.
+    /// The attributes that it shall have, where they are given.
     pub fn attributes(&self) -> Option<&Attributes> {
         match self {
-            Self::Absent => None,
+            Self::Absent | Self::Patched(_) => None,
             Self::File { attributes, .. }
             | Self::Dir { attributes }
             | Self::Symlink { attributes, .. }
@@ -270,7 +275,7 @@ impl Change<'_> {
     pub fn order(&self) -> (u8, usize) {
         match self.after {
             After::Dir { .. } | After::Moved(_) => (0, self.path.depth()),
-            After::File { .. } | After::Symlink { .. } => (1, 0),
+            After::File { .. } | After::Symlink { .. } | After::Patched(_) => (1, 0),
             After::Absent => (2, 0),
             // A directory that is closed by it has been filled by then.
             After::Same { .. } => (3, usize::MAX - self.path.depth()),
@@ -287,13 +292,27 @@ impl Change<'_> {
 
     /// Whether what stood there is a directory, and goes.
     pub fn takes_directory(&self) -> bool {
-        !matches!(self.after, After::Same { .. })
+        !matches!(self.after, After::Same { .. } | After::Patched(_))
             && self.before.as_ref().is_some_and(|image| image.kind == Kind::Dir)
     }
 
-    /// Whether the change moves or removes an inode that other names may lie below, or changes what kind of thing the
-    /// name is: then no other unsettled transaction may touch what lies at or below its names.
+    /// The sectors that are overwritten inside the inode, if any are.
+    pub fn patched(&self) -> Option<&Patched<'_>> {
+        match &self.after {
+            After::Patched(patched) => Some(patched),
+            _ => None,
+        }
+    }
+
+    /// Whether no other unsettled transaction may touch what lies at or below its names: where it moves inodes, and where
+    /// it writes inside of one, which recovery knows by its number and tells from others' edits by what was there before.
     pub fn is_barrier(&self) -> bool {
+        self.moves_inodes() || self.patched().is_some()
+    }
+
+    /// Whether the change moves or removes an inode that other names may lie below, or changes what kind of thing the
+    /// name is.
+    pub fn moves_inodes(&self) -> bool {
         let changes_kind = || match (&self.before, self.after.kind()) {
             (Some(before), Some(after)) => before.kind != after,
             _ => false,
@@ -437,6 +456,11 @@ enum AfterHead<'a> {
     Same {
         attributes: Cow<'a, Attributes>,
     },
+    Patched {
+        size: u64,
+        #[serde(deserialize_with = "as_they_come")]
+        ranges: Vec<(u64, u32)>,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -536,6 +560,10 @@ fn change_payload<'a>(change: &'a Change<'_>) -> Payload<'a> {
         }
         After::Same { attributes } => {
             (AfterHead::Same { attributes: Cow::Borrowed(attributes) }, [].as_slice())
+        }
+        After::Patched(patched) => {
+            let ranges = patched.ranges().to_vec();
+            (AfterHead::Patched { size: patched.size(), ranges }, patched.bytes())
         }
         After::File { attributes, size, content, inode } => {
             debug_assert_ne!(*content, Content::Unread, "a new content is known");
@@ -672,6 +700,9 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
                     }))
                 }
                 AfterHead::Same { attributes } => After::Same { attributes: attributes.into_owned() },
+                AfterHead::Patched { size, ranges } => {
+                    After::Patched(Patched::from_parts(size, ranges, tail(payload, at).into())?)
+                }
                 AfterHead::File { content: ContentHead::Unread, .. } => {
                     return Err("a new file without content".into());
                 }
@@ -683,7 +714,9 @@ fn decode_parts(kind: NonZeroU8, payload: Cow<'_, [u8]>) -> Result<Record<'_>, S
                 },
             };
             match after {
-                After::Same { .. } if slot.is_some() => return Err("a slot that nothing goes into".into()),
+                After::Same { .. } | After::Patched(_) if slot.is_some() => {
+                    return Err("a slot that nothing goes into".into());
+                }
                 After::Absent | After::File { .. } | After::Symlink { .. } | After::Moved(_)
                     if slot.is_none() =>
                 {

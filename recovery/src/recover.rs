@@ -5,19 +5,21 @@
 //! after-image of the last one that touches it. Nothing is renamed over and nothing of the user's is unlinked. A crash
 //! anywhere in here leads to the same end when it runs again, because the log is retired last.
 
+mod in_place;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use atomtree_vfs::{Dir, File, Kind, is_symlink_error};
+use atomtree_vfs::{Dir, File, Kind};
 use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
 use crate::acl::{ACCESS_ACL, DEFAULT_ACL};
 use crate::analyze::{Analysis, Committed, analyze, slots_of, watermark};
 use crate::apply::{
-    Applier, Displaced, Parents, is_no_directory, is_no_space, passing_mode, quarantine_name,
+    Applier, Displaced, Parents, is_no_directory, is_no_file, is_no_space, passing_mode, quarantine_name,
 };
 use crate::ballast::Ballast;
 use crate::decision::{Action, Found, Goal, Proof, decide};
@@ -350,6 +352,9 @@ impl<'a> Repair<'a> {
 
     fn one_name(&mut self, target: Target<'a>, source: Option<Source>) -> io::Result<()> {
         let Target { transaction, change, .. } = target;
+        if let Some(patched) = change.patched() {
+            return self.patch(&target, patched);
+        }
         let examined = self.examine(change)?;
         if self.is_done(&target) && !examined.is_unwritten {
             return Ok(());
@@ -371,7 +376,7 @@ impl<'a> Repair<'a> {
             After::Dir { .. } => Goal::Directory,
             After::Moved(_) if source.is_some() || examined.found == Found::Goal => Goal::Moved,
             After::Moved(_) => Goal::LostMove,
-            After::Same { .. } => Goal::Same,
+            After::Same { .. } | After::Patched(_) => Goal::Same,
             After::Symlink { .. } | After::File { content: Content::Inline(_), .. } => Goal::File,
             After::File { .. } if source.is_some() || examined.found == Found::Goal => Goal::File,
             After::File { .. } => Goal::LostFile,
@@ -397,7 +402,7 @@ impl<'a> Repair<'a> {
     /// Whether the inode of an image stands at a name.
     fn is_seen(&mut self, seen: &Image<'_>, path: &TreePath) -> io::Result<bool> {
         match self.applier.parents.of(path).and_then(|parent| parent.dir.metadata(path.name())) {
-            Ok(found) => Ok((seen.kind, seen.inode, seen.born) == (found.kind, found.inode, found.born)),
+            Ok(found) => Ok(seen.is_inode(&found)),
             Err(error) if is_no_directory(&error) => Ok(false),
             Err(error) => Err(error),
         }
@@ -842,12 +847,4 @@ enum Source {
     Elsewhere(Arc<dyn File>),
     /// In a slot: the inode that the change moves.
     Moving(Slot),
-}
-
-/// Whether there is no regular file to open at a name.
-fn is_no_file(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidInput
-    ) || is_symlink_error(error)
 }

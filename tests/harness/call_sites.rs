@@ -22,11 +22,12 @@ const HELPERS: [(&str, usize, &[Verb]); 2] =
 
 /// What looks like a call of storage and is none: methods of the log, of a segment, of a transaction and of its view, and of
 /// what can be waited for, which calls a file's in one place.
-const NO_STORAGE: [&str; 8] = [
+const NO_STORAGE: [&str; 9] = [
     "log.sync()",
     "self.sync()?",
     "self.view.remove_dir(",
     "transaction.read(",
+    "self.read(spot.path",
     "segment.map()",
     "self.0.file.unlock()",
     "queue.unlock()",

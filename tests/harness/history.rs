@@ -119,7 +119,10 @@ pub const DIRS: [&str; 6] = ["dir", "new", "new/deep", "dir/in", "other", "b"];
 /// Histories with seeds from here on are of directories, for the most part.
 pub const DIRECTORIES: u64 = 1 << 40;
 
-/// The directories of such histories: enough depth for moves within moves.
+/// Histories with seeds from here on, of directories or not as the rest of the seed says, patch files in place as well.
+pub const IN_PLACE: u64 = 1 << 41;
+
+/// The directories of histories of directories: enough depth for moves within moves.
 pub const DEEP_DIRS: [&str; 10] =
     ["d", "e", "n", "hold", "d/in", "d/in/deep", "e/in", "n/in", "e/in/deep", "b"];
 
@@ -138,6 +141,8 @@ pub enum Operation {
     Append(&'static str, Vec<u8>),
     /// `Transaction::patch`.
     Patch(&'static str, u64, Vec<u8>),
+    /// `Transaction::patch_in_place`.
+    PatchInPlace(&'static str, u64, Vec<u8>),
     /// `Transaction::remove`.
     Remove(&'static str),
     /// `Transaction::rename`.
@@ -163,6 +168,9 @@ impl fmt::Debug for Operation {
             }
             Self::Append(path, bytes) => write!(formatter, "append {path} {}", bytes.len()),
             Self::Patch(path, offset, bytes) => write!(formatter, "patch {path} {} at {offset}", bytes.len()),
+            Self::PatchInPlace(path, offset, bytes) => {
+                write!(formatter, "patch {path} in place {} at {offset}", bytes.len())
+            }
             Self::Remove(path) => write!(formatter, "remove {path}"),
             Self::Rename(from, to) => write!(formatter, "rename {from} {to}"),
             Self::CreateDir(path) => write!(formatter, "mkdir {path}"),
@@ -183,6 +191,7 @@ impl Operation {
             | Self::WriteWithMode(path, ..)
             | Self::Append(path, _)
             | Self::Patch(path, ..)
+            | Self::PatchInPlace(path, ..)
             | Self::CreateDir(path)
             | Self::RemoveDir(path)
             | Self::RemoveDirAll(path)
@@ -199,6 +208,7 @@ impl Operation {
             Self::WriteWithMode(path, bytes, mode) => transaction.write_with_mode(path, bytes.clone(), *mode),
             Self::Append(path, bytes) => transaction.append(path, bytes),
             Self::Patch(path, offset, bytes) => transaction.patch(path, *offset, bytes),
+            Self::PatchInPlace(path, offset, bytes) => transaction.patch_in_place(path, *offset, bytes),
             Self::Remove(path) => transaction.remove(path),
             Self::Rename(from, to) => transaction.rename(from, to),
             Self::CreateDir(path) => transaction.create_dir(path),
@@ -225,7 +235,7 @@ impl Operation {
                 content.extend(bytes);
                 put(tree, path, Entry::file(content, mode));
             }
-            Self::Patch(path, offset, bytes) => {
+            Self::Patch(path, offset, bytes) | Self::PatchInPlace(path, offset, bytes) => {
                 let (mut content, mode) = content_of(tree, path);
                 let end = *offset as usize + bytes.len();
                 content.resize(content.len().max(end), 0);
@@ -273,6 +283,10 @@ impl Operation {
                 }
                 Self::Patch(path, offset, _) => match tree.get(*path) {
                     Some(Entry::File { content, .. }) => *offset <= content.len() as u64,
+                    _ => false,
+                },
+                Self::PatchInPlace(path, offset, bytes) => match tree.get(*path) {
+                    Some(Entry::File { content, .. }) => offset + bytes.len() as u64 <= content.len() as u64,
                     _ => false,
                 },
                 Self::Remove(path) => tree.contains_key(*path) && !is_dir(path),
@@ -358,9 +372,10 @@ pub struct History {
 }
 
 impl History {
-    /// The history that `seed` decides. From [`DIRECTORIES`] on it is one of directories, for the most part.
+    /// The history that `seed` decides. From [`DIRECTORIES`] on it is one of directories, for the most part; from
+    /// [`IN_PLACE`] on the seed's rest says the same, and files are patched in place.
     pub fn generate(seed: u64) -> Self {
-        if seed >= DIRECTORIES {
+        if seed % IN_PLACE >= DIRECTORIES {
             return Self::generate_directories(seed);
         }
         let mut random = Random::new(seed);
@@ -407,7 +422,15 @@ impl History {
                     _ => {}
                 }
             }
-            steps.push(Step::Commit(generate_operations(&mut random, &mut tree)));
+            let mut operations = Vec::new();
+            // Now and then nothing else, so that files are patched that were just patched.
+            if seed < IN_PLACE || random.percent(60) {
+                operations = generate_operations(&mut random, &mut tree);
+            }
+            if seed >= IN_PLACE {
+                patch_in_place(&mut random, &mut tree, &PATHS, &mut operations);
+            }
+            steps.push(Step::Commit(operations));
         }
         if random.percent(30) {
             steps.push(Step::Checkpoint);
@@ -446,7 +469,11 @@ impl History {
                     _ => {}
                 }
             }
-            steps.push(Step::Commit(generate_directory_operations(&mut random, &mut tree)));
+            let mut operations = generate_directory_operations(&mut random, &mut tree);
+            if seed >= IN_PLACE {
+                patch_in_place(&mut random, &mut tree, &DEEP_FILES, &mut operations);
+            }
+            steps.push(Step::Commit(operations));
         }
         if random.percent(30) {
             steps.push(Step::Checkpoint);
@@ -499,6 +526,31 @@ pub fn generate_directory_operations(random: &mut Random, tree: &mut Tree) -> Ve
         }
     }
     operations
+}
+
+/// Adds patches in place to a transaction, up to three, of files that it leaves alone.
+fn patch_in_place(
+    random: &mut Random,
+    tree: &mut Tree,
+    paths: &[&'static str],
+    operations: &mut Vec<Operation>,
+) {
+    let is_near = |one: &str, other: &str| {
+        one == other || other.strip_prefix(one).is_some_and(|rest| rest.starts_with('/'))
+    };
+    let others: Vec<_> = operations.iter().flat_map(Operation::paths).collect();
+    let is_free = |path: &str| !others.iter().any(|other| is_near(other, path));
+    for _ in 0..=random.below(4).min(2) {
+        let path = *random.pick(paths);
+        let Some(Entry::File { content, .. }) = tree.get(path).filter(|_| is_free(path)) else { continue };
+        let length = content.len() as u64;
+        let offset = random.below(length + 1);
+        let most = (length - offset).min(1500);
+        let bytes = if random.percent(30) { most } else { random.below(most + 1) };
+        let operation = Operation::PatchInPlace(path, offset, random.bytes(bytes as usize));
+        operation.perform_on(tree);
+        operations.push(operation);
+    }
 }
 
 /// Operations that belong together, possible or not.

@@ -1,6 +1,7 @@
 //! Small workloads that reach what generated histories don't.
 
 mod beside;
+mod in_place;
 mod rivals;
 mod undoing;
 
@@ -92,6 +93,7 @@ pub fn all() -> Vec<Workload> {
         rivals::all(),
         undoing::all(),
         beside::all(),
+        in_place::all(),
     ]
     .concat()
 }

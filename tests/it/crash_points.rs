@@ -20,7 +20,7 @@ use atomtree_tests::history::{Entry, History, Operation, Random, Step, Tree};
 use atomtree_wal::{Log, LogOptions, Record};
 
 /// How many histories each ordinary run explores; `ATOMTREE_CRASH_HISTORIES=first..end` explores others.
-fn histories(count: u64) -> std::ops::Range<u64> {
+pub(crate) fn histories(count: u64) -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("ATOMTREE_CRASH_HISTORIES") else { return 0..count };
     let (first, end) = text.split_once("..").expect("two numbers with two dots between them");
     first.parse().expect("a number")..end.parse().expect("a number")

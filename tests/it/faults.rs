@@ -10,7 +10,7 @@ use atomtree::vfs::sim::Sim;
 use atomtree::{Checkpoints, Durability, Error, ErrorKind, Options, Store};
 use atomtree_tests::call_sites::{Site, compare, mentions};
 use atomtree_tests::fault_matrix::Survey;
-use atomtree_tests::history::DIRECTORIES;
+use atomtree_tests::history::{DIRECTORIES, IN_PLACE};
 use atomtree_tests::workload::Workload;
 use atomtree_tests::workloads;
 
@@ -19,7 +19,8 @@ use crate::tickets::{block_on, start};
 
 /// The workloads that reach every place, found once.
 static SURVEY: LazyLock<Survey> = LazyLock::new(|| {
-    let generated = (0..60).chain(DIRECTORIES..DIRECTORIES + 60).map(Workload::generate);
+    let seeds = (0..60).chain(DIRECTORIES..DIRECTORIES + 60).chain(IN_PLACE..IN_PLACE + 20);
+    let generated = seeds.map(Workload::generate);
     Survey::new(workloads::all().into_iter().chain(generated).collect())
 });
 

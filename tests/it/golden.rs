@@ -11,6 +11,7 @@ use atomtree::vfs::sim::{NodeBody, Sim};
 use atomtree::vfs::{Kind, Timestamp, Vfs};
 use atomtree::{Checkpoints, Inspection, Options, TreePath};
 use atomtree_recovery::image::{Attribute, Attributes, Bytes, Content, Digest, Image, Slot};
+use atomtree_recovery::patched::{Patch, Patched};
 use atomtree_recovery::places::StoreFile;
 use atomtree_recovery::plan::{
     After, Applied, Begin, Change, Checkpoint, Commit, Moved, Payload, Plan, Record, RecordKind,
@@ -319,6 +320,17 @@ fn plan_of_directories() -> Plan<'static> {
     }
 }
 
+/// A plan with a file that is patched in place.
+fn plan_of_patches() -> Plan<'static> {
+    let Plan { begin, changes } = plan();
+    let whole = changes[1].before.clone().expect("a file stood there");
+    let patched = Patched::new(3, [Patch { offset: 0, before: b"old", after: b"new" }]);
+    let before = Some(Image { inode: 96, content: Content::Unread, ..whole });
+    let (path, after) = (TreePath::new("f").unwrap(), After::Patched(patched));
+    let change = Change { path, parent: 5, before, contents: Vec::new(), after, slot: None };
+    Plan { begin, changes: vec![change] }
+}
+
 /// Goal: the payload of each record is what it was. Method: bytes pinned here, encoded and decoded.
 #[test]
 fn golden_records() {
@@ -334,6 +346,9 @@ fn golden_records() {
 
     let plan = plan_of_directories();
     assert_eq!(pinned(&plan.payloads(), GOLDEN_DIRECTORIES), records_of(&plan));
+
+    let plan = plan_of_patches();
+    assert_eq!(pinned(&plan.payloads(), GOLDEN_PATCHES), records_of(&plan));
 }
 
 /// The records of a transaction, as they are read back.
@@ -391,6 +406,13 @@ const GOLDEN: &[&str] = &[
     "Commit 0400000093090304 ",
     "Applied 0400000091cd012c ",
     "Checkpoint 0700000092ce000111700a ",
+];
+
+const GOLDEN_PATCHES: &[&str] = &[
+    "Begin 100000009409cf17979cfe362a0000a3776879c0 ",
+    "Image 3800000099c40166c260ce3b9aca0703ce77359407ceb2d05e0794cd01a0cd03e8649192c408757365722e6b6579c40576616c7565a6556e72656164 ",
+    "Change 1500000094c4016605c081a750617463686564920391920003 6f6c646e6577",
+    "Commit 0400000093090101 ",
 ];
 
 const GOLDEN_DIRECTORIES: &[&str] = &[

@@ -18,6 +18,7 @@ mod fuzz_corpus;
 mod golden;
 mod guards;
 mod hand_over;
+mod in_place;
 mod kills;
 mod large;
 mod made_directories;

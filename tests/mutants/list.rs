@@ -537,6 +537,70 @@ pub const MUTANTS: &[Mutant] = &[
             && prepared.is_barrier()",
         }],
     },
+    // Patch a file whatever it holds by now.
+    Mutant {
+        name: "patch-without-comparing",
+        suite: Suite::It("in_place::edits_in_the_sectors_are_a_conflict_and_others_are_none"),
+        edits: &[Edit {
+            file: "engine/src/check.rs",
+            from: "        if !is_same {
+            let end",
+            to: "        if !is_same && patched.size() == 0 {
+            let end",
+        }],
+    },
+    // Log a patch of what only the cache has.
+    Mutant {
+        name: "patch-what-is-not-synced",
+        suite: Suite::It("in_place::a_patch_survives_where_what_it_patches_was_never_synced"),
+        edits: &[Edit {
+            file: "engine/src/stage.rs",
+            from: "patched.iter().try_for_each(|file| file.sync_data());",
+            to: "patched.iter().take(0).try_for_each(|file| file.sync_data());",
+        }],
+    },
+    // Touch a name that is patched and not settled.
+    Mutant {
+        name: "let-patches-overlap",
+        suite: Suite::It("in_place::every_crash_leaves_patches_whole"),
+        edits: &[Edit {
+            file: "recovery/src/plan.rs",
+            from: "self.moves_inodes() || self.patched().is_some()",
+            to: "self.moves_inodes()",
+        }],
+    },
+    // Recover a part of a patch.
+    Mutant {
+        name: "recover-the-first-patch-alone",
+        suite: Suite::It("in_place::every_crash_leaves_patches_whole"),
+        edits: &[Edit {
+            file: "recovery/src/recover/in_place.rs",
+            from: "        for patch in patched.patches() {
+            let found",
+            to: "        for patch in patched.patches().take(1) {
+            let found",
+        }],
+    },
+    // Write over what somebody else wrote without keeping it.
+    Mutant {
+        name: "keep-no-older-sector",
+        suite: Suite::It("in_place::a_newer_sector_stays_and_an_older_one_gives_way"),
+        edits: &[Edit {
+            file: "recovery/src/recover/in_place.rs",
+            from: "        if found.is_empty() {",
+            to: "        if found.len() < usize::MAX {",
+        }],
+    },
+    // Write into whatever file stands at the name.
+    Mutant {
+        name: "patch-another-inode",
+        suite: Suite::It("in_place::another_file_at_the_name_stays"),
+        edits: &[Edit {
+            file: "recovery/src/apply.rs",
+            from: "change.before.as_ref().is_some_and(|image| image.is_inode(found));",
+            to: "change.before.as_ref().is_some_and(|image| image.kind == found.kind);",
+        }],
+    },
     // Make a checkpoint while others are logged.
     Mutant {
         name: "settle-what-is-not-applied",

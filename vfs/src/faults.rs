@@ -82,6 +82,7 @@ verbs! {
     WriteAt: File::write_at,
     SetLen: File::set_len,
     Allocate: File::allocate,
+    NextHole: File::next_hole,
     SyncData: File::sync_data,
     SyncAll: File::sync_all,
     FileMetadata: File::metadata,
@@ -441,6 +442,7 @@ impl File for FaultyFile {
         ReadAt [&self.name]: fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
         SetLen [&self.name]: fn set_len(&self, bytes: u64) -> io::Result<()>;
         Allocate [&self.name]: fn allocate(&self, bytes: u64) -> io::Result<()>;
+        NextHole [&self.name]: fn next_hole(&self, offset: u64) -> io::Result<u64>;
         FileMetadata [&self.name]: fn metadata(&self) -> io::Result<Metadata>;
         SetMode [&self.name]: fn set_mode(&self, mode: u32) -> io::Result<()>;
         SetOwner [&self.name]: fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()>;
@@ -530,6 +532,7 @@ mod tests {
             (Verb::WriteAt, file.write_at(&[IoSlice::new(b"x")], 0)),
             (Verb::SetLen, file.set_len(3)),
             (Verb::Allocate, file.allocate(3)),
+            (Verb::NextHole, file.next_hole(0).map(drop)),
             (Verb::SyncData, file.sync_data()),
             (Verb::SyncAll, file.sync_all()),
             (Verb::FileMetadata, file.metadata().map(drop)),

@@ -370,6 +370,13 @@ pub trait File: Any + Send + Sync {
     /// Reserves space for the first `bytes` bytes and makes the file at least that long.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
 
+    /// Where the first hole at or behind `offset` begins; the file's length if there is none, and on file systems that do
+    /// not tell. What is reserved and was never written is a hole too.
+    ///
+    /// # Errors
+    /// `ENXIO` unless `offset` lies inside the file.
+    fn next_hole(&self, offset: u64) -> io::Result<u64>;
+
     /// Makes the content, and the length needed to read it, durable.
     ///
     /// # Errors

@@ -67,6 +67,7 @@ pub(crate) mod errno {
     pub(crate) const EPERM: i32 = 1;
     pub(crate) const ENOENT: i32 = 2;
     pub(crate) const EIO: i32 = 5;
+    pub(crate) const ENXIO: i32 = 6;
     pub(crate) const EBADF: i32 = 9;
     pub(crate) const EEXIST: i32 = 17;
     pub(crate) const EXDEV: i32 = 18;

@@ -113,6 +113,11 @@ pub trait Writer: Send + Sync {
         Err(Failure::Unsupported("has nothing to change a part of a file with"))
     }
 
+    /// The same, where the file lies.
+    fn patch_in_place(&self, _path: &str, _offset: usize, _bytes: &[u8]) -> Result<(), Failure> {
+        Err(Failure::Unsupported("has nothing to change a file where it lies with"))
+    }
+
     /// Adds one to a number that is kept in a file, and makes the batch durable with it.
     fn count(&self, _counter: &str, _batch: &Batch) -> Result<(), Failure> {
         Err(Failure::Unsupported("has no transactions that read"))

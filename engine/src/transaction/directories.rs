@@ -109,6 +109,7 @@ impl Transaction {
                 if matches!(self.view.stands(&spot), Stands::Dir) {
                     unseen.push(self.view.dir_at(&spot)?);
                 }
+                self.check_not_patched(&spot)?;
                 spots.push(spot);
             }
         }

@@ -196,7 +196,7 @@ impl Transaction {
             Stands::Inode { image } => (image.size, image.attributes.clone()),
             Stands::Moved(moved) => (moved.size, moved.attributes.clone()),
             Stands::File(file) => return Ok(file.clone()),
-            _ => unreachable!("it was checked to be a regular file"),
+            _ => unreachable!("it was checked to be a regular file, and not to be patched in place"),
         };
         let attributes = match self.view.name(spot).mode {
             Some(mode) => attributes.with_mode(mode),
@@ -247,6 +247,7 @@ impl Transaction {
                 "it is a directory; remove_dir removes one",
             ));
         }
+        self.check_not_patched(&spot)?;
         self.clear(&spot);
         Ok(())
     }
@@ -268,6 +269,10 @@ impl Transaction {
             return file.content.read().on("read", spot.path.as_path());
         }
         let file = self.open(&spot)?;
-        self.read_original(&*file, &spot, u64::MAX)
+        let mut bytes = self.read_original(&*file, &spot, u64::MAX)?;
+        if let Stands::Patched { in_place, .. } = self.view.stands(&spot) {
+            in_place.patch(&mut bytes);
+        }
+        Ok(bytes)
     }
 }

@@ -148,6 +148,7 @@ impl Transaction {
 
     /// Refuses what can't be written.
     pub(super) fn check_writable(&mut self, spot: &Spot) -> Result<(), Error> {
+        self.check_not_patched(spot)?;
         match self.view.stands(spot) {
             Stands::Nothing | Stands::Symlink(_) => return Ok(()),
             // What can't be read can't be replaced by something with the same attributes.

@@ -36,6 +36,7 @@ impl Transaction {
         let from = self.existing(from.as_ref(), Purpose::Name)?;
         let (given, asked) = (to.as_ref(), asked(to.as_ref())?);
         let is_dir = matches!(self.view.stands(&from), Stands::Dir);
+        self.check_not_patched(&from)?;
         if is_dir {
             self.check_moves(&from)?;
         }
@@ -96,6 +97,7 @@ impl Transaction {
     /// Whether something renamed may take the place of what stands there.
     pub(super) fn check_replaceable(&mut self, target: &Spot, by_dir: bool) -> Result<(), Error> {
         let refused = |kind, reason: &str| Err(Error::refused(kind, target.path.as_path(), reason));
+        self.check_not_patched(target)?;
         match (self.view.stands(target), by_dir) {
             (Stands::Nothing, _) => Ok(()),
             (Stands::Dir, false) => {
@@ -127,7 +129,9 @@ impl Transaction {
                 now => return Ok(now.clone()),
             },
             Stands::File(file) => return Ok(Now::File(file.clone())),
-            Stands::Nothing | Stands::Dir => unreachable!("neither is taken up"),
+            Stands::Nothing | Stands::Dir | Stands::Patched { .. } => {
+                unreachable!("none of these is taken up")
+            }
         };
         let keeps_inode = self.shared.engine.moves_inodes;
         if !keeps_inode && image.kind == Kind::Symlink {
@@ -235,6 +239,7 @@ impl Transaction {
     pub fn set_mode(&mut self, path: impl AsRef<Path>, mode: u32) -> Result<(), Error> {
         check_mode(path.as_ref(), Some(mode))?;
         let spot = self.existing(path.as_ref(), Purpose::ChangeMode)?;
+        self.check_not_patched(&spot)?;
         if matches!(self.view.stands(&spot), Stands::Dir) {
             let id = self.view.dir_at(&spot)?;
             let directory = self.view.dir_mut(id);

@@ -49,7 +49,9 @@ impl Transaction {
             Stands::Nothing => unreachable!("it was found to be there"),
             Stands::File(file) => of(Kind::File, file.content.size(), &file.attributes, None),
             Stands::Moved(moved) => of(moved.kind, moved.size, &moved.attributes, None),
-            Stands::Inode { image } => of(image.kind, image.size, &image.attributes, mode),
+            Stands::Inode { image } | Stands::Patched { image, .. } => {
+                of(image.kind, image.size, &image.attributes, mode)
+            }
             Stands::Symlink(target) => {
                 let name = self.view.name(&spot);
                 let attributes = match (&name.now, &name.original) {
@@ -108,6 +110,7 @@ impl Transaction {
         let found = match self.view.stands(&spot) {
             Stands::Nothing => None,
             Stands::File(file) => Some(file.content.digest().on("read", spot.path.as_path())?),
+            Stands::Patched { .. } => Some(Digest::of(&self.read(spot.path.as_path())?)),
             Stands::Inode { image: Image { kind: Kind::File, .. } }
             | Stands::Moved(Moved { kind: Kind::File, .. }) => Some(self.digest_original(&spot)?),
             Stands::Dir | Stands::Symlink(_) | Stands::Inode { .. } | Stands::Moved(_) => {

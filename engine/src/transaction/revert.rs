@@ -177,12 +177,15 @@ impl Transaction {
         let mut found = match self.view.stands(&spot) {
             Stands::Nothing => return Ok(None),
             Stands::File(NewFile { content, attributes, .. }) => {
-                let digest = content.digest().on("read", path.as_path())?;
-                of(Kind::File, attributes, content.size(), Some(digest), NEW)
+                // What was patched in place is kept nowhere, which matters only if nothing else is put there in the end.
+                let is_kept = !matches!(&**content, NewContent::Kept(kept) if kept.names.is_empty());
+                let digest = is_kept.then(|| content.digest()).transpose().on("read", path.as_path())?;
+                of(Kind::File, attributes, content.size(), digest, NEW)
             }
             Stands::Inode { image: Image { kind, attributes, size, content, inode, .. } } => {
                 of(*kind, attributes, *size, content.digest(), *inode)
             }
+            Stands::Patched { .. } => unreachable!("nothing is patched in place while names are put back"),
             Stands::Moved(Moved { kind, attributes, size, inode, .. }) => {
                 of(*kind, attributes, *size, None, *inode)
             }

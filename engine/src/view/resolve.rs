@@ -10,7 +10,7 @@ use std::path::Path;
 use atomtree_recovery::apply::{Parent, is_no_directory};
 use atomtree_recovery::image::{Image, ImageLimits};
 use atomtree_recovery::tree_path::{PathError, TreePath};
-use atomtree_vfs::{Kind, Metadata};
+use atomtree_vfs::{Access, Kind, Metadata};
 
 use super::{DirId, Directory, Name, Now, ROOT, Spot, Stands, View, join};
 use crate::error::{Error, ErrorKind, OnPath};
@@ -37,18 +37,22 @@ impl View {
     /// The spot of a path, as far as its directory is there; `None` if it isn't. Symlinks on the way are followed inside
     /// the root; the last component is not.
     pub(crate) fn spot(&mut self, asked: &TreePath) -> Result<Option<Spot>, Error> {
-        match self.find(parent_of(asked.as_bytes()), asked)? {
-            Found::Dir(dir) => self.spot_in(dir, asked.name()).map(Some),
-            Found::No => {
-                let canonical = self.walk(asked, Vec::new(), components(asked.as_bytes()).collect())?;
-                self.spot_of_canonical(&canonical)
-            }
-        }
+        let place = self.place(asked)?;
+        place.map(|(dir, name)| self.spot_in(dir, &name)).transpose()
     }
 
-    fn spot_of_canonical(&mut self, path: &TreePath) -> Result<Option<Spot>, Error> {
+    /// The directory of a path, if it is there, and the name in it, at which nobody looks yet.
+    pub(crate) fn place(&mut self, asked: &TreePath) -> Result<Option<(DirId, OsString)>, Error> {
+        if let Found::Dir(dir) = self.find(parent_of(asked.as_bytes()), asked)? {
+            return Ok(Some((dir, asked.name().to_owned())));
+        }
+        let canonical = self.walk(asked, Vec::new(), components(asked.as_bytes()).collect())?;
+        self.place_of_canonical(&canonical)
+    }
+
+    fn place_of_canonical(&mut self, path: &TreePath) -> Result<Option<(DirId, OsString)>, Error> {
         match self.find(parent_of(path.as_bytes()), path)? {
-            Found::Dir(dir) => self.spot_in(dir, path.name()).map(Some),
+            Found::Dir(dir) => Ok(Some((dir, path.name().to_owned()))),
             Found::No => Ok(None),
         }
     }
@@ -82,7 +86,8 @@ impl View {
         let mut rest = VecDeque::new();
         splice(&link.path, target, &mut rest)?;
         let canonical = self.walk(&link.path, done, rest)?;
-        self.spot_of_canonical(&canonical)
+        let place = self.place_of_canonical(&canonical)?;
+        place.map(|(dir, name)| self.spot_in(dir, &name)).transpose()
     }
 
     /// The deepest directory on the way to a path that is there, and the components that are missing below it, the
@@ -218,7 +223,9 @@ impl View {
             return Ok(match self.stands_in(dir, name) {
                 Stands::Nothing | Stands::Dir => Quiet::Nothing,
                 Stands::Symlink(target) => Quiet::Symlink(target.to_vec()),
-                Stands::File(_) | Stands::Inode { .. } | Stands::Moved(_) => Quiet::Other,
+                Stands::File(_) | Stands::Inode { .. } | Stands::Moved(_) | Stands::Patched { .. } => {
+                    Quiet::Other
+                }
             });
         }
         let Some(disk) = self.handle(dir)? else { return Ok(Quiet::Nothing) };
@@ -232,6 +239,23 @@ impl View {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Quiet::Nothing),
             Err(error) => Err(error).on("look at", path.as_path()),
         }
+    }
+
+    /// Takes an image of what stands at a name on disk, without what is in a file and without noting it.
+    pub(crate) fn look_without_reading(&mut self, spot: &Spot) -> Result<Name, Error> {
+        let path = spot.path.as_path();
+        let Some(parent) = self.handle(spot.dir)? else { return Ok(Name::new(None)) };
+        let image = match parent.dir.metadata(&spot.name) {
+            Ok(found) if found.kind == Kind::File => {
+                let file = parent.dir.open_file(&spot.name, Access::Read).or_raced("open", path)?;
+                Image::capture_unread_file(&*self.vfs, &*file).on("look at", path)?
+            }
+            Ok(_) => Image::capture_unread(&*self.vfs, &*parent.dir, &spot.name).or_raced("look at", path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Name::new(None)),
+            Err(error) => return Err(error).on("look at", path),
+        };
+        check_mount(&parent, &image, &spot.path)?;
+        Ok(Name { is_unread: true, ..Name::new(Some(image)) })
     }
 
     /// Takes an image of what stands at a name on disk, once.

@@ -83,6 +83,17 @@ impl Content {
         wanted
     }
 
+    /// Where the first page at or behind `offset` begins that is missing, else the length; `None` behind the end.
+    pub(super) fn next_hole(&self, offset: u64) -> Option<u64> {
+        if offset >= self.length {
+            return None;
+        }
+        let is_hole = |page: &u64| self.page(*page as usize).is_none();
+        let pages = self.length.div_ceil(PAGE_BYTES as u64);
+        let hole = (offset / PAGE_BYTES as u64..pages).find(is_hole);
+        Some(hole.map_or(self.length, |page| (page * PAGE_BYTES as u64).max(offset)))
+    }
+
     pub(super) fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.length as usize];
         self.read_at(&mut bytes, 0);

@@ -492,6 +492,12 @@ impl File for SimFile {
         )
     }
 
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        self.handle.sim.reading(|state| {
+            state.data(self.handle.inode).cached.next_hole(offset).ok_or_else(|| error(errno::ENXIO))
+        })
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.handle.sync_file("sync data of", false)
     }

@@ -64,6 +64,11 @@ impl Writer for Open {
         done.map(drop).on("patch", self.dir.join(path))
     }
 
+    fn patch_in_place(&self, path: &str, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
+        let done = self.store.transact(|tx| tx.patch_in_place(path, offset as u64, bytes));
+        done.map(drop).on("patch", self.dir.join(path))
+    }
+
     fn count(&self, counter: &str, batch: &Batch) -> Result<(), Failure> {
         let add = || {
             self.store.transact(|tx| {

@@ -12,10 +12,11 @@ use crate::workloads::commits::size;
 const PATCH_BYTES: usize = 1 << 10;
 const PATH: &str = "dir/large";
 
-/// How a participant does it. A way to change a file where it lies would be a third.
+/// How a participant does it.
 #[derive(Clone, Copy)]
 enum Way {
     Patch,
+    InPlace,
     Rewrite,
 }
 
@@ -30,11 +31,14 @@ pub(super) fn run(bench: &Bench) -> Result<(), Failure> {
     for lane in opened {
         lanes.push(Lane { who: lane.who, role: lane.role, state: (lane.state, Way::Patch) });
     }
-    // The other way of atomtree's, in a store of its own.
+    // The other ways of atomtree's, each in a store of its own.
+    let ways = [("in place", Way::InPlace), ("rewriting", Way::Rewrite)];
     for rival in bench.of_roles(&[Role::Ours]) {
-        let own = bench.place.fresh("patch/rewritten")?;
-        let state = (rival.open(&own, Opening::QUIET)?, Way::Rewrite);
-        lanes.push(Lane { who: format!("{}, rewriting", rival.name()), role: Role::Rival, state });
+        for (number, (how, way)) in ways.into_iter().enumerate() {
+            let own = bench.place.fresh(&format!("patch/own-{number}"))?;
+            let state = (rival.open(&own, Opening::QUIET)?, way);
+            lanes.push(Lane { who: format!("{}, {how}", rival.name()), role: Role::Rival, state });
+        }
     }
     let mut case = Patch { bytes, random: Random::new(2) };
     let mut rows =
@@ -79,6 +83,7 @@ impl Case<(Open, Way)> for Patch {
     fn measure(&self, (writer, way): &mut (Open, Way), input: &Input) -> Result<Sample, Failure> {
         Sample::time(1, || match way {
             Way::Patch => writer.patch(PATH, input.offset, &input.bytes),
+            Way::InPlace => writer.patch_in_place(PATH, input.offset, &input.bytes),
             Way::Rewrite => rewrite(&**writer, PATH, input.offset, &input.bytes),
         })
     }
