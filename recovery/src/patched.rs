@@ -43,7 +43,7 @@ pub struct Patch<'a> {
 pub struct Run {
     /// Where in the range, in bytes.
     pub within: Range<usize>,
-    /// Whether each of them is the one before or the one after.
+    /// Whether each of them is the one before or the one after, or the beginning of the latter and the end of the former.
     pub is_ours: bool,
 }
 
@@ -128,7 +128,7 @@ impl Patch<'_> {
             let within = start..(start + SECTOR_BYTES).min(self.before.len());
             let sector = found.get(within.clone());
             let is_ours = sector.is_some_and(|sector| {
-                sector == &self.before[within.clone()] || sector == &self.after[within.clone()]
+                is_ours(sector, &self.before[within.clone()], &self.after[within.clone()])
             });
             match runs.last_mut() {
                 Some(run) if run.is_ours == is_ours => run.within.end = within.end,
@@ -137,6 +137,12 @@ impl Patch<'_> {
         }
         runs
     }
+}
+
+/// Whether a sector is the one before, the one after, or what a write that was cut short, for want of space, leaves of both.
+fn is_ours(found: &[u8], before: &[u8], after: &[u8]) -> bool {
+    let written = found.iter().zip(after).take_while(|(found, after)| found == after).count();
+    found[written..] == before[written..]
 }
 
 /// The whole sectors that hold a range of a file of this length.
@@ -198,6 +204,10 @@ mod tests {
         assert_eq!(patch.runs(&mixed), [ours(0..1500)], "each its own");
         mixed[3] = 2;
         assert_eq!(patch.runs(&mixed), [theirs(0..512), ours(512..1500)], "half a sector is nobody's tear");
+        let cut = [&after[..700], &before[700..]].concat();
+        assert_eq!(patch.runs(&cut), [ours(0..1500)], "a write that was cut short");
+        let turned = [&before[..700], &after[700..]].concat();
+        assert_eq!(patch.runs(&turned), [ours(0..512), theirs(512..1024), ours(1024..1500)]);
         assert_eq!(patch.runs(&after[..1499]), [ours(0..1024), theirs(1024..1500)], "cut short");
         assert_eq!(patch.runs(&[]), [theirs(0..1500)]);
     }

@@ -31,7 +31,7 @@ pub(super) fn all() -> Vec<Workload> {
     }
     fn touched_unchanged(sim: &Sim) {
         let b = sim.read_file("/tree/b").expect("it stands");
-        sim.write_file_unsynced("/tree/b", &b);
+        sim.write_file("/tree/b", &b);
     }
     let initial = [
         ("b", file(9000)),
