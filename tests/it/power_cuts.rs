@@ -6,6 +6,7 @@
 //! of btrfs, which can't be, the image is copied while it is mounted, and of the others it is as well.
 
 mod full;
+mod in_place;
 mod operations;
 
 use std::fs;
