@@ -1,9 +1,6 @@
 //! The parts that a commit is made of, so that a regression is seen where it happens. Runs on the file system of the
 //! temporary directory; for figures beside the bare log write, on a volume of its own, see `commit.rs`.
 
-#[path = "parts/mapped.rs"]
-mod mapped;
-
 use std::cell::Cell;
 use std::hint::black_box;
 use std::num::NonZeroU8;
@@ -17,8 +14,6 @@ use atomtree_wal::format::FrameHeader;
 use atomtree_wal::{Epoch, Log, LogOptions, Lsn, Record, scan};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tempfile::TempDir;
-
-use crate::mapped::MappedLog;
 
 const ID: [u8; 16] = *b"a log to measure";
 /// Of whole transactions.
@@ -49,8 +44,7 @@ fn encode(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Appending to the log by a positioned write, with and without the sync that makes it durable; and the same bytes stored to
-/// a mapping, which is how it is not done: the kernel writes back the whole folio around them.
+/// Appending to the log, with and without the sync that makes it durable.
 fn append(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("append");
     for bytes in [1 << 10, 64 << 10] {
@@ -72,18 +66,6 @@ fn append(criterion: &mut Criterion) {
                         }
                         if sync {
                             log.sync().unwrap();
-                        }
-                    });
-                },
-            );
-            let mut log = MappedLog::create(16 << 20).unwrap();
-            group.bench_function(
-                format!("{} KiB{}, through a map", bytes >> 10, if sync { ", synced" } else { "" }),
-                |bencher| {
-                    bencher.iter(|| {
-                        log.append(&payload);
-                        if sync {
-                            log.sync(payload.len()).unwrap();
                         }
                     });
                 },

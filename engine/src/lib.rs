@@ -31,8 +31,9 @@
 //!
 //! Write, append to, patch, rename and remove files; make, move and remove directories; make symlinks; set modes. It
 //! sees its own changes and goes back to a [`Savepoint`]. [`Transaction::write_from`] streams contents larger than
-//! memory; [`Transaction::patch_in_place`] changes a little in a large file, and gives up something for it. [`Store::transact`] repeats on a conflict. [`Transaction::submit`] returns as soon as the new contents are
-//! staged, with a [`Ticket`] that can be waited for or awaited; a few syncs then do for many transactions.
+//! memory; [`Transaction::patch_in_place`] changes a little in a large file, and gives up something for it.
+//! [`Store::transact`] repeats on a conflict. [`Transaction::submit`] returns as soon as the new contents are staged,
+//! with a [`Ticket`] that can be waited for or awaited; a few syncs then do for many transactions.
 //!
 //! [`embedding`] says which call is durable when, how to size a store, and what to do on each error.
 //!

@@ -26,6 +26,7 @@ fn store_with(bytes: usize) -> (TempDir, Store, Vec<u8>) {
     let root = tempfile::tempdir().expect("a scratch directory");
     let content = Random::new(bytes as u64).bytes(bytes);
     fs::write(root.path().join("file"), &content).expect("it can be written");
+    // Longer than a tick of the clock that stamps files, so that a later edit shows in their times.
     std::thread::sleep(Duration::from_millis(20));
     let store = Options::new().checkpoints(Checkpoints::Manual).open(root.path()).expect("a new store");
     (root, store, content)

@@ -17,10 +17,10 @@ thread_local! {
     static IS_REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Long enough for another thread to come to where it waits, on a machine that has little else to do; each attempt waits
-/// longer.
+/// Long enough for another thread to come to where it waits, on a machine that has little else to do. Nothing tells that it
+/// waits there: what it waits for is a lock of this process.
 const A_MOMENT: Duration = Duration::from_millis(100);
-/// Which of two threads gets a lock first is chance, about even.
+/// The commit has to be done within five moments, which a busy machine may not get: each attempt takes longer ones.
 const ATTEMPTS: u32 = 25;
 
 /// The checkpoint's lock, as another process would hold it; `None` if somebody has it.
