@@ -376,6 +376,7 @@ impl Engine {
         trace::span!("atomtree.apply", transactions = logged.len());
         let had_ballast = self.ballast.is_full();
         let mut applier = Applier::new(&self.places, parents, &self.ballast, self.can_exchange, Lsn(0));
+        applier.open_slots_of(self.stage());
         let mut finished = Vec::with_capacity(logged.len());
         let mut is_stuck = false;
         for (index, transaction) in logged {

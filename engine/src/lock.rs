@@ -71,9 +71,10 @@ impl Locks {
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                         opened => break opened?,
                     }
+                    // Then it is opened, so that its time of access stays when it is read.
                     match places.store.create_file(name, 0o600) {
                         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                        created => break created?,
+                        created => drop(created?),
                     }
                 };
                 file.hide_from_forks()?;

@@ -505,10 +505,11 @@ impl<'a> Plan<'a> {
             NewContent::Kept(kept) if kept.size <= inline_bytes_max => Some(NewContent::bytes(kept.read()?)),
             _ => None,
         };
-        let (staged, owner, size, content) = match &**read.as_ref().unwrap_or(content) {
+        let inode_of = |file: &dyn File| file.metadata().map(|found| found.inode);
+        let (staged, inode, owner, size, content) = match &**read.as_ref().unwrap_or(content) {
             NewContent::Bytes(bytes) => {
                 let slot = StagedSlot::new(stage);
-                let staged = stage.write(&slot.slot, bytes, attributes)?;
+                let (staged, inode) = stage.write(&slot.slot, bytes, attributes)?;
                 let size = bytes.len() as u64;
                 let content = Content::Inline(Bytes::Shared(bytes.clone()));
                 let content = if size <= inline_bytes_max {
@@ -517,7 +518,7 @@ impl<'a> Plan<'a> {
                 } else {
                     Content::Digest(content.digest().expect("its bytes are at hand"))
                 };
-                (staged, Staged::Here(slot), size, content)
+                (staged, inode, Staged::Here(slot), size, content)
             }
             NewContent::Kept(kept) => {
                 let slot = StagedSlot::new(stage);
@@ -527,7 +528,8 @@ impl<'a> Plan<'a> {
                 // What was copied is compared, and not what it was copied from.
                 let (size, digest) = Digest::of_file(&*staged)?;
                 kept.check(digest)?;
-                (staged, Staged::Here(slot), size, Content::Digest(digest))
+                let inode = inode_of(&*staged)?;
+                (staged, inode, Staged::Here(slot), size, Content::Digest(digest))
             }
             NewContent::Edited(edited) => {
                 let slot = StagedSlot::new(stage);
@@ -538,18 +540,19 @@ impl<'a> Plan<'a> {
                 }
                 attributes.set_on_file(&*staged)?;
                 let digest = Digest::of_file(&*staged)?.1;
-                (staged, Staged::Here(slot), edited.size, Content::Digest(digest))
+                let inode = inode_of(&*staged)?;
+                (staged, inode, Staged::Here(slot), edited.size, Content::Digest(digest))
             }
             NewContent::Streamed(streamed) => {
                 attributes.set_on_file(&*streamed.file)?;
-                let (size, digest) = (streamed.size, streamed.digest);
-                (streamed.file.clone(), Staged::Streamed(streamed.clone()), size, Content::Digest(digest))
+                let (size, digest, inode) = (streamed.size, streamed.digest, inode_of(&*streamed.file)?);
+                let owner = Staged::Streamed(streamed.clone());
+                (streamed.file.clone(), inode, owner, size, Content::Digest(digest))
             }
         };
         if let Some(time) = modified {
             staged.set_modified(*time)?;
         }
-        let inode = staged.metadata()?.inode;
         if staging.sync_all || matches!(content, Content::Digest(_)) {
             staging.keep_for_sync(staged);
         }

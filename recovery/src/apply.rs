@@ -21,6 +21,7 @@ use crate::image::{Attributes, Image, MADE_DIR_MODE, Slot, open_own_to_write};
 use crate::patched::Patched;
 use crate::places::Places;
 use crate::plan::{After, Change, Moved};
+use crate::stage::Stage;
 use crate::subtree::Subtree;
 use crate::tree_path::TreePath;
 
@@ -155,6 +156,11 @@ impl<'a> Applier<'a> {
             displaced: Vec::new(),
             lost: Vec::new(),
         }
+    }
+
+    /// Keeps a process's own slots open, where they are.
+    pub fn open_slots_of(&mut self, stage: &Stage) {
+        self.slots.0.insert(stage.name().to_owned(), stage.dir().clone());
     }
 
     /// What has been displaced since this was last asked.

@@ -201,9 +201,9 @@ impl Attributes {
         Ok(())
     }
 
-    /// As [`Attributes::set_on_file`], for a file that was just created and has these attributes, with mode 0600. What
-    /// they say is not asked again.
-    pub fn set_on_fresh_file(&self, file: &dyn File, fresh: &Self) -> io::Result<()> {
+    /// As [`Attributes::set_on_file`], for a file that was just created with this mode, and has the other attributes of
+    /// `fresh`. What they say is not asked again.
+    pub fn set_on_fresh_file(&self, file: &dyn File, fresh: &Self, mode: u32) -> io::Result<()> {
         if (fresh.uid, fresh.gid) != (self.uid, self.gid) {
             file.set_owner(self.uid, self.gid)?;
         }
@@ -215,7 +215,7 @@ impl Attributes {
                 file.remove_xattr(OsStr::from_bytes(&extra.name))?;
             }
         }
-        if self.mode != fresh.mode || !self.xattrs.is_empty() || !fresh.xattrs.is_empty() {
+        if self.mode != mode || !self.xattrs.is_empty() || !fresh.xattrs.is_empty() {
             file.set_mode(self.mode)?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use atomtree_vfs::{Dir, File, Kind};
+use atomtree_vfs::{Dir, File, Identity, Kind};
 use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
 use crate::acl::{ACCESS_ACL, DEFAULT_ACL};
@@ -168,6 +168,62 @@ impl<'a> Target<'a> {
 
 type Goals<'a> = BTreeMap<&'a TreePath, Target<'a>>;
 
+/// How many files are being read while the ones before are looked at.
+const FILES_AHEAD: usize = 64;
+
+/// A file whose cache was emptied.
+struct Doubted {
+    file: Arc<dyn File>,
+    /// Whether what is read next comes from the disk.
+    from_disk: bool,
+}
+
+impl Doubted {
+    fn open(dir: &dyn Dir, name: &OsStr) -> io::Result<Self> {
+        let file = open_own(dir, name)?;
+        let from_disk = file.drop_cache()?;
+        Ok(Self { file, from_disk })
+    }
+}
+
+/// Files that are looked at soon and that the disk reads meanwhile: one after another it would be waited for each.
+struct Ahead<'a> {
+    coming: std::vec::IntoIter<&'a Change<'a>>,
+    /// Its own: what a path leads to can be another directory by the time it is its turn.
+    parents: Parents,
+    files: HashMap<&'a TreePath, (u64, Doubted)>,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(places: &Places, goals: &Goals<'a>) -> io::Result<Self> {
+        let is_read = |change: &&Change<'_>| matches!(change.after, After::File { .. });
+        let coming: Vec<_> = goals.values().map(|target| target.change).filter(is_read).collect();
+        let parents = Parents::new(places.root.clone())?;
+        Ok(Self { coming: coming.into_iter(), parents, files: HashMap::new() })
+    }
+
+    /// Has some more files read. What can't be opened here is told where it is looked at.
+    fn go_on(&mut self) {
+        while self.files.len() < FILES_AHEAD
+            && let Some(Change { path, .. }) = self.coming.next()
+        {
+            let opened = self.parents.of(path).and_then(|above| {
+                let doubted = Doubted::open(&*above.dir, path.name())?;
+                Ok((doubted.file.metadata()?.inode, doubted))
+            });
+            if let Ok((inode, doubted)) = opened {
+                doubted.file.read_ahead();
+                self.files.insert(path, (inode, doubted));
+            }
+        }
+    }
+
+    /// The file at the name, if it is this one.
+    fn take(&mut self, path: &TreePath, inode: u64) -> Option<Doubted> {
+        self.files.remove(path).filter(|(found, _)| *found == inode).map(|(_, doubted)| doubted)
+    }
+}
+
 struct Repair<'a> {
     recovery: &'a Recovery<'a>,
     analysis: &'a Analysis<'a>,
@@ -176,6 +232,8 @@ struct Repair<'a> {
     /// Every set of attributes, before and after, that an unsettled transaction logged for a name.
     logged: BTreeMap<&'a TreePath, Vec<&'a Attributes>>,
     applier: Applier<'a>,
+    /// Who made what the log speaks of, unless somebody else opens the store.
+    identity: Identity,
     /// Slots of this recovery that may hold what came out of the tree.
     own: BTreeSet<Slot>,
     /// The slots of the inodes that are on their way to their names.
@@ -235,6 +293,7 @@ impl<'a> Repair<'a> {
         let parents = Parents::new(places.root.clone()).doing("read the metadata of", "the root")?;
         let applier = Applier::new(places, parents, recovery.ballast, recovery.can_exchange, Lsn(0));
         let known = Known::of(analysis.unsettled());
+        let identity = places.vfs.identity().doing("read the identity of", "this process")?;
         Ok(Self {
             recovery,
             analysis,
@@ -242,6 +301,7 @@ impl<'a> Repair<'a> {
             known,
             logged,
             applier,
+            identity,
             own: BTreeSet::new(),
             moving: BTreeMap::new(),
             report: Report::default(),
@@ -261,10 +321,13 @@ impl<'a> Repair<'a> {
             }
         }
         self.take_moving()?;
+        let mut ahead = Ahead::new(self.recovery.places, &goals).doing("read the metadata of", "the root")?;
         for (path, target) in goals {
+            ahead.go_on();
             self.applier.set_lsn(target.transaction.lsn);
             let source = sources.remove(path).flatten();
-            self.one_name(target, source).doing("recover", path)?;
+            self.one_name(target, source, &mut ahead).doing("recover", path)?;
+            ahead.files.remove(path);
         }
         let modes =
             self.goals.values().filter_map(|target| Some((&target.change.path, target.attributes()?.mode)));
@@ -350,12 +413,17 @@ impl<'a> Repair<'a> {
         self.recovery.is_live && target.last <= self.analysis.applied
     }
 
-    fn one_name(&mut self, target: Target<'a>, source: Option<Source>) -> io::Result<()> {
+    fn one_name(
+        &mut self,
+        target: Target<'a>,
+        source: Option<Source>,
+        ahead: &mut Ahead<'_>,
+    ) -> io::Result<()> {
         let Target { transaction, change, .. } = target;
         if let Some(patched) = change.patched() {
             return self.patch(&target, patched);
         }
-        let examined = self.examine(change)?;
+        let examined = self.examine(change, ahead)?;
         if self.is_done(&target) && !examined.is_unwritten {
             return Ok(());
         }
@@ -409,7 +477,7 @@ impl<'a> Repair<'a> {
     }
 
     /// Looks at the name, through a cache that has been emptied where the system let us.
-    fn examine(&mut self, change: &Change<'_>) -> io::Result<Examined> {
+    fn examine(&mut self, change: &Change<'_>, ahead: &mut Ahead<'_>) -> io::Result<Examined> {
         let name = change.path.name();
         let dir = match self.applier.parents.of(&change.path) {
             Ok(parent) => parent.dir,
@@ -461,8 +529,10 @@ impl<'a> Repair<'a> {
             }
             Kind::File => {}
         }
-        let file = open_own(&*dir, name)?;
-        let from_disk = file.drop_cache()?;
+        let Doubted { file, from_disk } = match ahead.take(&change.path, metadata.inode) {
+            Some(doubted) => doubted,
+            None => Doubted::open(&*dir, name)?,
+        };
         let attributes = Some(Attributes::of_file(&*file)?);
         let (likeness, size, digest) = self.known.examine(&*file, &metadata)?;
         let is_goal = matches!(&change.after, After::File { size: goal_size, content, .. }
@@ -542,7 +612,7 @@ impl<'a> Repair<'a> {
     /// else was set by someone since, and stays.
     fn keep_metadata(&mut self, target: Target<'_>, examined: &Examined) -> io::Result<()> {
         let Some(found) = &examined.attributes else { return Ok(()) };
-        let Some(mut wanted) = self.attributes_for(target, Some(found), examined.dir.is_some())? else {
+        let Some(mut wanted) = self.attributes_for(target, Some(found), examined.dir.is_some()) else {
             return Ok(());
         };
         if examined.dir.is_some() && target.attributes().is_some_and(|goal| goal.mode == wanted.mode) {
@@ -574,12 +644,11 @@ impl<'a> Repair<'a> {
         target: Target<'_>,
         found: Option<&Attributes>,
         is_dir: bool,
-    ) -> io::Result<Option<Attributes>> {
+    ) -> Option<Attributes> {
         let (Some(goal), Some(found)) = (target.attributes(), found) else {
-            return Ok(target.attributes().cloned());
+            return target.attributes().cloned();
         };
         let path = &target.change.path;
-        let identity = self.recovery.places.vfs.identity()?;
         let mut logged = self.logged[path].clone();
         // Between being made and being filled a directory has other bits than it shall have.
         let passing: Vec<Attributes> = (logged.iter().filter(|_| is_dir))
@@ -601,11 +670,11 @@ impl<'a> Repair<'a> {
             After::Dir { .. } => Some(MADE_DIR_MODE),
             _ => None,
         };
-        if Attributes::is_mix(&Attributes { xattrs, ..found.clone() }, &logged, &identity, made_mode) {
-            return Ok(Some(goal.clone()));
+        if Attributes::is_mix(&Attributes { xattrs, ..found.clone() }, &logged, &self.identity, made_mode) {
+            return Some(goal.clone());
         }
         self.report.metadata_kept.push(path.clone());
-        Ok(Some(found.clone()))
+        Some(found.clone())
     }
 
     /// Puts the goal at the name, from a fresh file: what stands there came out of a cache we cannot trust.
@@ -614,7 +683,7 @@ impl<'a> Repair<'a> {
         // What was found on another kind of thing, or another inode, says nothing about this one.
         let is_same_file = examined.found != Found::Foreign && examined.file.is_some();
         let found = examined.attributes.as_ref().filter(|_| is_same_file && change.moved().is_none());
-        let attributes = self.attributes_for(target, found, false)?.expect("something shall stand there");
+        let attributes = self.attributes_for(target, found, false).expect("something shall stand there");
         let slot = match (&change.after, source) {
             (_, Some(Source::Moving(slot))) => slot,
             (After::Symlink { target, .. }, _) => {

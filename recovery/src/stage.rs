@@ -51,12 +51,15 @@ pub struct Stage {
     next: AtomicU64,
     /// What a file gets that is created here with mode 0600: the process's owner, and whatever the directory hands on.
     fresh: Attributes,
+    /// The process's umask when the directory was made: a hint.
+    umask: u32,
 }
 
 impl Stage {
     /// Makes this process's own directory, with a note in its lock file that says whose it is. To be called under the
     /// store's commit lock: who sweeps takes a directory without a lock file for a dead process's.
     pub fn create(places: &Places, note: &str) -> Result<Self, Error> {
+        let umask = places.vfs.identity().doing("read the identity of", "this process")?.umask;
         let random = places.vfs.random().doing("read randomness for", "stage")?;
         let name = format!("{:016x}", random as u64);
         let label = format!("stage/{name}");
@@ -69,7 +72,7 @@ impl Stage {
         }
         lock.write_at(&[IoSlice::new(note.as_bytes())], 0).doing("write the lock file of", &label)?;
         let fresh = Attributes::of_file(&*lock).doing("read the attributes of the lock file of", &label)?;
-        Ok(Self { name, dir, lock, next: AtomicU64::new(0), fresh })
+        Ok(Self { name, dir, lock, next: AtomicU64::new(0), fresh, umask })
     }
 
     /// Its name in `stage/`.
@@ -110,12 +113,30 @@ impl Stage {
         self.dir.create_file(&slot.os_name(), 0o600)
     }
 
-    /// Creates the slot's file with this content and these attributes. Nothing is synced.
-    pub fn write(&self, slot: &Slot, bytes: &[u8], attributes: &Attributes) -> io::Result<Arc<dyn File>> {
-        let file = self.create_file(slot)?;
-        let written = if bytes.is_empty() { Ok(()) } else { file.write_at(&[IoSlice::new(bytes)], 0) };
-        match written.and_then(|()| attributes.set_on_fresh_file(&*file, &self.fresh)) {
-            Ok(()) => Ok(file),
+    /// Creates the slot's file with this content and these attributes, and returns it with its inode's number. Nothing is
+    /// synced.
+    pub fn write(
+        &self,
+        slot: &Slot,
+        bytes: &[u8],
+        attributes: &Attributes,
+    ) -> io::Result<(Arc<dyn File>, u64)> {
+        debug_assert_eq!(slot.dir, self.name, "slots are made in one's own directory");
+        // Made with its final mode where that is sure to come out: nobody else passes through this directory, and a call
+        // less counts where files are many. Any third mode that a power cut leaves would be taken for somebody else's.
+        let is_sure = self.fresh.xattrs.is_empty() && attributes.mode & (self.umask | !0o777) == 0;
+        let mode = if is_sure { attributes.mode } else { self.fresh.mode };
+        let file = self.dir.create_file(&slot.os_name(), mode)?;
+        let prepare = || {
+            if !bytes.is_empty() {
+                file.write_at(&[IoSlice::new(bytes)], 0)?;
+            }
+            let found = file.metadata()?;
+            attributes.set_on_fresh_file(&*file, &self.fresh, found.mode)?;
+            Ok(found.inode)
+        };
+        match prepare() {
+            Ok(inode) => Ok((file, inode)),
             Err(error) => {
                 // What it has taken of a full disk is given back; it has been in nobody's sight.
                 let _ = self.dir.remove_file(&slot.os_name());

@@ -462,6 +462,10 @@ impl File for FaultyFile {
         SyncAll: fn sync_all;
     }
 
+    fn read_ahead(&self) {
+        self.inner.read_ahead();
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -241,7 +241,7 @@ pub trait Dir: Any + Send + Sync {
     /// leaves the directory or crosses a mount, `ENOENT`.
     fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>>;
 
-    /// Opens an existing regular file.
+    /// Opens an existing regular file. Reading it leaves its time of access as it is, where the process may ask for that.
     ///
     /// # Errors
     /// `ELOOP` for a symlink, `EISDIR` for a directory, `EINVAL` for anything else that is no regular file (which is
@@ -415,6 +415,9 @@ pub trait File: Any + Send + Sync {
     /// Asks the system to forget cached pages, and tells whether none is left: then the next read shows what the
     /// device holds. Dirty pages stay; sync first.
     fn drop_cache(&self) -> io::Result<bool>;
+
+    /// Asks the system to begin reading the file, of which nothing may come: only a matter of speed.
+    fn read_ahead(&self);
 
     /// Waits for the lock, for as long as it takes.
     fn wait_for_lock(&self, lock: Lock) -> io::Result<()>;

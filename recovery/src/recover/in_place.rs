@@ -80,7 +80,7 @@ impl<'a> Repair<'a> {
     fn keep_bytes(&self, change: &Change<'_>, distinction: &str, bytes: &[u8]) -> io::Result<String> {
         let (stage, quarantine) = (self.recovery.stage, &self.recovery.places.quarantine);
         let slot = stage.new_slot();
-        stage.write(&slot, bytes, stage.fresh())?.sync_all()?;
+        stage.write(&slot, bytes, stage.fresh())?.0.sync_all()?;
         for number in 0..u32::MAX {
             let number = if number > 0 { format!("{number}-") } else { String::new() };
             let name = quarantine_name(self.applier.lsn(), &change.path, &format!("{distinction}{number}"));

@@ -146,6 +146,10 @@ impl File for OsFile {
         Ok(!map::any_resident(self.fd(), self.metadata()?.size)?)
     }
 
+    fn read_ahead(&self) {
+        let _ = rustix::fs::fadvise(self.fd(), 0, None, Advice::WillNeed);
+    }
+
     fn wait_for_lock(&self, lock: Lock) -> io::Result<()> {
         let operation = match lock {
             Lock::Shared => FlockOperation::LockShared,

@@ -571,6 +571,8 @@ impl File for SimFile {
         })
     }
 
+    fn read_ahead(&self) {}
+
     fn wait_for_lock(&self, lock: Lock) -> io::Result<()> {
         // Simulated machines have no threads of their own: those of the test are asked again and again.
         while !self.try_lock(lock)? {
