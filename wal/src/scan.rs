@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroU8;
 use std::sync::Arc;
+use std::thread;
 
 use atomtree_vfs::{Access, Dir, File, Map};
 
@@ -24,6 +25,10 @@ use crate::segment::{Opened, Segment};
 /// The scan reads segments in pieces: a small one first, because a log that was closed cleanly ends early.
 const FIRST_PIECE_BYTES: usize = 64 << 10;
 const PIECE_BYTES: usize = 1 << 20;
+
+/// Segments that are together at least this large are read by two threads: copying and checksumming is what takes long, and
+/// twice as much memory is read in the time.
+const TWO_THREADS_BYTES_MIN: u64 = 64 << 20;
 
 /// How often a segment's length may be checksummed while looking for proofs behind its end. Bytes that look like
 /// frames everywhere were made to, and are refused rather than searched for ever.
@@ -222,30 +227,42 @@ pub(crate) fn scan_with(
     let resumed = familiar
         .map(|familiar| (familiar, familiar.position))
         .filter(|(_, position)| active.iter().any(|segment| segment.header.epoch == position.epoch));
-    for (segment, limit) in active.into_iter().zip(limits) {
+    let is_older = |header: &Header| resumed.is_some_and(|(_, position)| header.epoch < position.epoch);
+    let resumed_in = |header: &Header| {
+        resumed.map(|(_, position)| position).filter(|position| position.epoch == header.epoch)
+    };
+    let walks = active.iter().zip(&limits).map(|(segment, limit)| {
+        let (header, walk) = (&segment.header, Walk::new(&segment.file, &segment.header, *limit));
+        match resumed_in(header) {
+            Some(Position { offset, next_lsn, link, .. }) => {
+                Some(Walk { offset, end_lsn: next_lsn.previous(), link, ..walk })
+            }
+            None => (!is_older(header) && !is_void(header, *limit)).then_some(walk),
+        }
+    });
+    let walked = walk_all(walks.collect());
+    for ((segment, limit), walked) in active.into_iter().zip(limits).zip(walked) {
         let header = segment.header;
-        if let Some((familiar, position)) = resumed
-            && header.epoch < position.epoch
-        {
+        if let Some((familiar, position)) = resumed.filter(|_| is_older(&header)) {
             let last_lsn = familiar.last_lsns.get(&header.epoch).copied();
             scan.older.push((segment, last_lsn.unwrap_or(position.next_lsn.previous())));
             continue;
         }
         let (mut start, mut start_lsn) = (HEADER_AREA_BYTES, header.first_lsn);
         let map = segment.map().doing("map", header.segment)?;
-        let resumed_here = resumed.map(|(_, position)| position).filter(|at| at.epoch == header.epoch);
+        let resumed_here = resumed_in(&header);
         if let Some(position) = resumed_here {
             position.check_last_frame(&segment)?;
             (start, start_lsn) = (position.offset, position.next_lsn);
             (end_lsn, scan.link) = (start_lsn.previous(), position.link);
         }
-        if resumed_here.is_none() && is_void(&header, limit) {
+        let Some(walked) = walked else {
             // Nothing in it keeps it from being retired, so its last position is its predecessor's.
             let (end, last_offset, last_lsn, is_void) = (start, None, end_lsn, true);
             let stretch = Stretch { segment, map, start, start_lsn, end, last_offset, last_lsn, is_void };
             scan.stretches.push(stretch);
             continue;
-        }
+        };
         if resumed_here.is_none() && (header.first_lsn, header.link) != (end_lsn.next(), scan.link) {
             return Err(Error::Corrupt {
                 segment: header.segment,
@@ -255,8 +272,9 @@ pub(crate) fn scan_with(
                 expected: format!("lsn {} with link {:#010x}", header.first_lsn.previous(), header.link),
             });
         }
-        let mut walk = Walk { offset: start, ..Walk::new(&*segment.file, &header, limit) };
-        walk.run(&mut end_lsn, &mut scan.link, &mut scan.known_synced)?;
+        let mut walk = walked?;
+        (end_lsn, scan.link) = (walk.end_lsn, walk.link);
+        scan.known_synced = scan.known_synced.max(walk.known_synced);
         let end = walk.offset;
         let last_offset = walk.last_offset.or(resumed_here.and_then(|position| position.last_offset));
         match limit {
@@ -294,6 +312,29 @@ pub(crate) fn scan_with(
         scan.stretches.push(Stretch { segment, map, start, start_lsn, end, last_offset, last_lsn, is_void });
     }
     Ok(scan)
+}
+
+/// Walks through segments, those that are given: each header says what its first frame goes on from, so that none waits for
+/// the one before.
+fn walk_all(walks: Vec<Option<Walk>>) -> Vec<Option<Result<Walk, Error>>> {
+    let bytes: u64 = walks.iter().flatten().map(|walk| walk.segment_bytes).sum();
+    let mut walks: Vec<_> = walks.into_iter().map(|walk| (walk, None)).collect();
+    let run = |(walk, done): &mut (Option<Walk>, Option<Result<(), Error>>)| {
+        if done.is_none() {
+            *done = walk.as_mut().map(Walk::run);
+        }
+    };
+    if bytes >= TWO_THREADS_BYTES_MIN {
+        let half = walks.len() / 2;
+        let (near, far) = walks.split_at_mut(half);
+        thread::scope(|scope| {
+            // Without another thread this one does all of it, below.
+            let _ = thread::Builder::new().spawn_scoped(scope, || far.iter_mut().for_each(run));
+            near.iter_mut().for_each(run);
+        });
+    }
+    walks.iter_mut().for_each(run);
+    walks.into_iter().map(|(walk, done)| walk.zip(done).map(|(walk, done)| done.map(|()| walk))).collect()
 }
 
 /// Opens a segment, or reads the header again of one that is open.
@@ -363,7 +404,7 @@ fn check_header_is_newest(segment: &Segment) -> Result<(), Error> {
     let Some(first) = FrameHeader::decode(&bytes).filter(|first| first.epoch > header.epoch) else {
         return Ok(());
     };
-    let mut later = Walk::new(&*segment.file, &Header { epoch: first.epoch, ..*header }, None);
+    let mut later = Walk::new(&segment.file, &Header { epoch: first.epoch, ..*header }, None);
     if later.frame_at(HEADER_AREA_BYTES, None)?.is_none() {
         return Ok(());
     }
@@ -377,13 +418,19 @@ fn check_header_is_newest(segment: &Segment) -> Result<(), Error> {
 }
 
 /// Reads one segment frame by frame, in pieces that are copied out: what is not accepted yet may be being written.
-struct Walk<'a> {
-    file: &'a dyn File,
+struct Walk {
+    file: Arc<dyn File>,
     segment: SegmentId,
     segment_bytes: u64,
     epoch: Epoch,
     limit: Option<Lsn>,
     offset: u64,
+    /// The last frame that was accepted, or the one before the first.
+    end_lsn: Lsn,
+    /// CRC of that frame.
+    link: u32,
+    /// The highest position that the frames prove to have been durable.
+    known_synced: Lsn,
     /// Offset of the last frame that was accepted.
     last_offset: Option<u64>,
     piece: Vec<u8>,
@@ -392,15 +439,19 @@ struct Walk<'a> {
     work: u64,
 }
 
-impl<'a> Walk<'a> {
-    fn new(file: &'a dyn File, header: &Header, limit: Option<Lsn>) -> Self {
+impl Walk {
+    /// From the first frame under the header.
+    fn new(file: &Arc<dyn File>, header: &Header, limit: Option<Lsn>) -> Self {
         Self {
-            file,
+            file: file.clone(),
             segment: header.segment,
             segment_bytes: header.segment_bytes,
             epoch: header.epoch,
             limit,
             offset: HEADER_AREA_BYTES,
+            end_lsn: header.first_lsn.previous(),
+            link: header.link,
+            known_synced: Lsn(0),
             last_offset: None,
             piece: Vec::new(),
             piece_offset: 0,
@@ -409,20 +460,20 @@ impl<'a> Walk<'a> {
     }
 
     /// Accepts frames up to the limit or the first that is not the next one.
-    fn run(&mut self, end_lsn: &mut Lsn, link: &mut u32, known_synced: &mut Lsn) -> Result<(), Error> {
-        while self.limit.is_none_or(|limit| end_lsn.next() < limit) {
-            let Some((header, checksum)) = self.frame_at(self.offset, Some(end_lsn.next()))? else {
+    fn run(&mut self) -> Result<(), Error> {
+        while self.limit.is_none_or(|limit| self.end_lsn.next() < limit) {
+            let Some((header, checksum)) = self.frame_at(self.offset, Some(self.end_lsn.next()))? else {
                 return Ok(());
             };
             // One that knows of syncs in its own future was not written by us, whatever its checksum.
-            if header.link != *link || header.synced_lsn >= header.lsn {
+            if header.link != self.link || header.synced_lsn >= header.lsn {
                 return Ok(());
             }
             self.last_offset = Some(self.offset);
             self.offset += header.frame_bytes();
-            *end_lsn = header.lsn;
-            *link = checksum;
-            *known_synced = (*known_synced).max(header.synced_lsn);
+            self.end_lsn = header.lsn;
+            self.link = checksum;
+            self.known_synced = self.known_synced.max(header.synced_lsn);
         }
         Ok(())
     }

@@ -91,14 +91,16 @@ impl Segment {
             return Err(io::ErrorKind::InvalidInput.into()).doing("name", id);
         }
         let name = OsStr::new(&name);
-        let file = match dir.create_file(name, 0o600) {
+        match dir.create_file(name, 0o600) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_unfinished => {
                 dir.remove_file(name).doing("remove the unfinished", id)?;
-                dir.create_file(name, 0o600).doing("create", id)?
+                dir.create_file(name, 0o600).doing("create", id)?;
             }
-            result => result.doing("create", id)?,
-        };
-        let segment = match Self::fill(file, log, id, segment_bytes) {
+            result => drop(result.doing("create", id)?),
+        }
+        // Opened anew, because it is read at each commit: then its time of access stays.
+        let opened = dir.open_file(name, Access::ReadWrite).doing("open", id);
+        let segment = match opened.and_then(|file| Self::fill(file, log, id, segment_bytes)) {
             Ok(segment) => segment,
             Err(error) => {
                 // What it has taken of a full disk is given back. If that fails too, the file is used again later.

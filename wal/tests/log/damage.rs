@@ -333,3 +333,37 @@ fn a_frame_of_another_history_is_not_accepted() {
     sim.write_file(segment(0), &mixed);
     assert_eq!(corrupt_at(scan(&sim)), second);
 }
+
+/// Goal: a log that is large enough to be read by two threads is read as a small one is. Method: frames in five segments of
+/// 16 MiB; damage in the second, in the fourth, and in both, where the first is told.
+#[test]
+fn a_large_log_is_read_alike() {
+    const BYTES: u64 = 16 << 20;
+    let (sim, options) = (machine(), LogOptions { segment_bytes: BYTES, log_bytes_max: 8 * BYTES });
+    let mut log = Log::create(dir(&sim), ID, options).unwrap();
+    let payload = vec![5; 3 << 20];
+    for _ in 0..22 {
+        if log.wants_spare() {
+            add_spare(&mut log);
+        }
+        append_synced(&mut log, &[&payload]);
+    }
+    let whole = scan(&sim).unwrap();
+    assert_eq!((whole.end_lsn(), whole.tail()), (Lsn(22), Tail::Clean));
+    let all: Vec<_> = whole.frames().map(Result::unwrap).collect();
+    assert!(all.iter().all(|frame| *frame.payload == *payload));
+    let places: Vec<_> = all.iter().map(|frame| (frame.segment, frame.offset)).collect();
+    let (second, fourth) = (places[7], places[17]);
+    assert_eq!((places.len(), second.0, fourth.0), (22, SegmentId(1), SegmentId(3)), "{places:?}");
+    let dir = dir(&sim);
+    let damage =
+        |(segment, offset): (SegmentId, u64)| flip(&*open_segment(&*dir, segment.0), (offset + 99) * 8);
+    damage(fourth);
+    assert_eq!(corrupt_at(scan(&sim)), fourth);
+    damage(second);
+    assert_eq!(corrupt_at(scan(&sim)), second);
+    damage(fourth);
+    assert_eq!(corrupt_at(scan(&sim)), second);
+    damage(second);
+    assert_eq!(frames(&scan(&sim).unwrap()).len(), 22);
+}
