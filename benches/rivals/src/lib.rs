@@ -9,6 +9,7 @@ pub mod batch;
 pub mod bench;
 pub mod children;
 pub mod failure;
+pub mod goals;
 pub mod place;
 pub mod progress;
 pub mod report;

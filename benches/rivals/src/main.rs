@@ -82,6 +82,7 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
         bench.time = if arguments.quick { time / QUICK_PART } else { time };
         (workload.run)(&bench)?;
     }
+    bench.report.judge()?;
     let failures = bench.report.failures();
     failures.iter().for_each(|failure| eprintln!("atomtree-rivals: {failure}"));
     Ok(failures.is_empty())

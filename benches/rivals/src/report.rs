@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::failure::{Failure, On};
+use crate::goals::{self, Reached};
 use crate::rivals::Rival;
 use crate::spread::Spread;
 
@@ -20,6 +21,7 @@ pub struct Report {
     machine: Machine,
     rivals: Vec<Taking>,
     rows: RefCell<Vec<Row>>,
+    goals: RefCell<Vec<Reached>>,
     #[serde(skip)]
     json: Option<PathBuf>,
     /// The workload that the table's head was printed for.
@@ -119,7 +121,15 @@ impl Report {
             setting: rival.setting(),
             is_atomic: rival.is_atomic(),
         });
-        Self { machine, rivals: rivals.collect(), rows: RefCell::default(), json, head: RefCell::default() }
+        let rivals = rivals.collect();
+        Self {
+            machine,
+            rivals,
+            rows: RefCell::default(),
+            goals: RefCell::default(),
+            json,
+            head: RefCell::default(),
+        }
     }
 
     /// Says where it is measured and who takes part.
@@ -153,6 +163,23 @@ impl Report {
             rows.iter().for_each(|row| println!("{}", line(row)));
         }
         self.rows.borrow_mut().extend(rows);
+        self.write()
+    }
+
+    /// Says how far atomtree came towards its goals.
+    pub fn judge(&self) -> Result<(), Failure> {
+        let goals = goals::judge(&self.rows.borrow(), &self.machine.volume);
+        if goals.is_empty() {
+            return Ok(());
+        }
+        println!("\n{:<52} {:<58} {:>9} {:>9}", "goals", "", "goal", "reached");
+        for Reached { case, what, goal, reached, is_met } in &goals {
+            let missed = if *is_met { "" } else { "  missed" };
+            println!("{case:<52} {what:<58} {goal:>9} {:>9}{missed}", short(*reached));
+        }
+        let met = goals.iter().filter(|goal| goal.is_met).count();
+        println!("{met} of {} met", goals.len());
+        *self.goals.borrow_mut() = goals;
         self.write()
     }
 

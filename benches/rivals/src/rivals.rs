@@ -55,7 +55,7 @@ pub trait Rival: Sync {
 pub enum Role {
     /// Ratios are to this one.
     Floor,
-    /// As well as the floor can be reached with files that have names; measured with one committer.
+    /// As well as the floor can be reached with files that have names.
     Limit,
     /// Ratios of rivals are to this one too.
     Ours,

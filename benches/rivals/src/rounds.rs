@@ -189,7 +189,9 @@ fn rows<T>((workload, case): (&'static str, &str), lanes: &[Lane<T>], taken: &[T
             samples: own.samples.len(),
             us: Spread::of(own.samples.values().map(|(sample, _)| sample.us()).collect()),
             per_bare: floor.and_then(|floor| ratios(own, floor)),
-            per_atomtree: ours.filter(|_| lane.role == Role::Rival).and_then(|ours| ratios(own, ours)),
+            per_atomtree: ours
+                .filter(|_| matches!(lane.role, Role::Rival | Role::Limit))
+                .and_then(|ours| ratios(own, ours)),
             flushes,
             device_bytes: of_work(|work| work.1),
             figures: figures.collect(),

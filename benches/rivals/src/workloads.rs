@@ -1,6 +1,7 @@
 //! What is measured. One file each.
 
 mod commits;
+mod full_log;
 mod going_back;
 mod patch;
 mod processes;
@@ -24,7 +25,7 @@ pub struct Workload {
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Workload; 9] = [
+pub const ALL: [Workload; 10] = [
     Workload {
         name: "files",
         about: "commits of 1 to 1000 files of 1 to 64 KiB, new and replaced, one committer",
@@ -50,6 +51,12 @@ pub const ALL: [Workload; 9] = [
         about: "10,000 commits of 10 files with checkpoints: in small and large stores, beside another writer",
         minutes: 6,
         run: sustained::run,
+    },
+    Workload {
+        name: "full-log",
+        about: "commits of 10 files while the log is empty, and nearly full",
+        minutes: 1,
+        run: full_log::run,
     },
     Workload {
         name: "recovery",

@@ -1,9 +1,10 @@
 //! LIMIT: BARE, and each file created, written and renamed without a sync. What any design costs that leaves ordinary
-//! files behind.
+//! files behind. Threads make their files at once, and those that are done by then share one write and one sync.
 
 use std::path::{Path, PathBuf};
 
 use atomtree_tests::floor::{Bare, Limit};
+use atomtree_wal::GroupCommit;
 
 use crate::batch::Batch;
 use crate::failure::{Failure, On};
@@ -33,7 +34,7 @@ impl Rival for LimitFloor {
         let path = dir.join("bare");
         let file = Bare::create(&path, BARE_BYTES).on("make", path)?;
         let names = Limit::new(dir).on("prepare", dir)?;
-        Ok(Box::new(Open { dir: dir.to_owned(), file, names }))
+        Ok(Box::new(Open { dir: dir.to_owned(), file, names, group: GroupCommit::new() }))
     }
 }
 
@@ -41,6 +42,7 @@ struct Open {
     dir: PathBuf,
     file: Bare,
     names: Limit,
+    group: GroupCommit<(), Result<(), Failure>>,
 }
 
 impl Writer for Open {
@@ -49,9 +51,18 @@ impl Writer for Open {
     }
 
     fn put(&self, batch: &Batch) -> Result<(), Failure> {
-        self.file.write(batch.all()).on("write", self.dir.join("bare"))?;
+        let announced = self.group.announce();
         let files = batch.files().map(|file| (file.name, file.content));
-        self.names.put(batch.dir(), batch.replaces(), files).on("write", self.dir.join(batch.dir()))
+        self.names.put(batch.dir(), batch.replaces(), files).on("write", self.dir.join(batch.dir()))?;
+        let write = |batch_of: Vec<()>| {
+            // Commits are of one size, and whose bytes they are makes no difference to the device.
+            let written = match batch_of.len() {
+                1 => self.file.write(batch.all()),
+                several => self.file.write(&batch.all().repeat(several)),
+            };
+            batch_of.iter().map(|()| written.as_ref().copied().on("write", self.dir.join("bare"))).collect()
+        };
+        announced.submit((), write).on("share the sync of", &self.dir)?
     }
 
     fn get(&self, path: &str) -> Result<Vec<u8>, Failure> {

@@ -94,11 +94,7 @@ fn measure(bench: &Bench, workload: &'static str, shape: Shape, until: Instant) 
         let most = BARE_BYTES >> 20;
         return Err(Failure::new("measure", case, format!("a commit may have {most} MiB; choose less")));
     }
-    // The limit is one committer's: what several could reach depends on how they share the sync.
-    let roles = [Role::Floor, Role::Limit, Role::Ours, Role::Rival];
-    let rivals = bench.of_roles(
-        &roles.into_iter().filter(|role| committers == 1 || *role != Role::Limit).collect::<Vec<_>>(),
-    );
+    let rivals = bench.of_roles(&[Role::Floor, Role::Limit, Role::Ours, Role::Rival]);
     let effort = if files * bytes >= BIG_BYTES { few_rounds(bench.effort) } else { bench.effort };
     bench.contest((workload, &case), &rivals, effort, until, &mut Commits { shape, random: Random::new(1) })
 }

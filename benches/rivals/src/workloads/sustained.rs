@@ -59,7 +59,7 @@ pub(super) fn run(bench: &Bench) -> Result<(), Failure> {
 }
 
 fn everybody<'a>(bench: &Bench) -> Vec<Lane<Running<'a>>> {
-    let rivals = bench.of_roles(&[Role::Floor, Role::Ours, Role::Rival]);
+    let rivals = bench.of_roles(&[Role::Floor, Role::Limit, Role::Ours, Role::Rival]);
     rivals.into_iter().map(|rival| lane(rival, rival.name().to_owned(), rival.role(), 10)).collect()
 }
 
