@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use atomtree::{Checkpoints, Options, Store, Transaction};
-use atomtree_vfs::Vfs;
 use atomtree_vfs::os::Os;
+use atomtree_vfs::{MappedForBench, Vfs};
 use atomtree_wal::format::FrameHeader;
 use atomtree_wal::{Epoch, Log, LogOptions, Lsn, Record, scan};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -44,7 +44,8 @@ fn encode(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Appending to the log, with and without the sync that makes it durable.
+/// Appending to the log by a positioned write, with and without the sync that makes it durable; and the same bytes stored to
+/// a mapping, which is how it is not done: the kernel may write back the whole folio around them.
 fn append(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("append");
     for bytes in [1 << 10, 64 << 10] {
@@ -66,6 +67,18 @@ fn append(criterion: &mut Criterion) {
                         }
                         if sync {
                             log.sync().unwrap();
+                        }
+                    });
+                },
+            );
+            let mut mapped = MappedForBench::new(scratch.path(), 16 << 20).unwrap();
+            group.bench_function(
+                format!("{} KiB{}, through a map", bytes >> 10, if sync { ", synced" } else { "" }),
+                |bencher| {
+                    bencher.iter(|| {
+                        mapped.append(&payload);
+                        if sync {
+                            mapped.sync(payload.len()).unwrap();
                         }
                     });
                 },

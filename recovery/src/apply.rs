@@ -57,7 +57,7 @@ pub struct Parent {
 pub struct Parents {
     root: Parent,
     device: u64,
-    open: HashMap<PathBuf, Parent>,
+    open: HashMap<OsString, Parent>,
 }
 
 impl Parents {
@@ -81,7 +81,8 @@ impl Parents {
         if path.as_os_str().is_empty() {
             return Ok(self.root.clone());
         }
-        if let Some(parent) = self.open.get(path) {
+        // As bytes: a path is hashed and compared by its components, which takes long.
+        if let Some(parent) = self.open.get(path.as_os_str()) {
             return Ok(parent.clone());
         }
         let dir = self.root.dir.open_dir(path)?;
@@ -93,7 +94,7 @@ impl Parents {
             self.open.clear();
         }
         let parent = Parent { dir, metadata };
-        self.open.insert(path.to_owned(), parent.clone());
+        self.open.insert(path.as_os_str().to_owned(), parent.clone());
         Ok(parent)
     }
 

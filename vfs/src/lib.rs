@@ -33,6 +33,8 @@ use std::sync::Arc;
 
 #[doc(hidden)]
 pub use fork::fork_for_test;
+#[doc(hidden)]
+pub use map::MappedForBench;
 
 /// The largest unit that storage is assumed to write atomically.
 pub const SECTOR_BYTES: usize = 512;

@@ -10,10 +10,12 @@ use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::slice;
 use std::sync::Arc;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::Map;
@@ -119,6 +121,48 @@ fn map(file: BorrowedFd<'_>, bytes: u64) -> io::Result<Option<MmapRaw>> {
     }
     let length = usize::try_from(bytes).map_err(|_| Errno::OVERFLOW)?;
     Ok(Some(MmapOptions::new().len(length).map_raw_read_only(file.as_raw_fd())?))
+}
+
+/// A log that is appended to by stores to a mapping, as it might have been: for benchmarks alone, to stand beside.
+#[doc(hidden)]
+pub struct MappedForBench {
+    pages: MmapRaw,
+    end: usize,
+}
+
+impl MappedForBench {
+    /// Maps a file without a name, of so many zeros, all of them written, on the file system of a directory.
+    pub fn new(dir: &Path, bytes: usize) -> io::Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600))?;
+        let zeros = vec![0; 1 << 20];
+        let mut offset = 0;
+        while offset < bytes {
+            offset += rustix::io::pwrite(&file, &zeros[..zeros.len().min(bytes - offset)], offset as u64)?;
+        }
+        rustix::fs::fsync(&file)?;
+        Ok(Self { pages: MmapRaw::map_raw(file.as_raw_fd())?, end: 0 })
+    }
+
+    /// Stores the bytes behind those before, or from the start where there is no room.
+    pub fn append(&mut self, bytes: &[u8]) {
+        if self.end + bytes.len() > self.pages.len() {
+            self.end = 0;
+        }
+        assert!(bytes.len() <= self.pages.len() - self.end, "it has no room for {} bytes", bytes.len());
+        // SAFETY: the range lies within the mapping, as asserted. Nobody else has the file, which never had a name, and
+        // there are no references into the mapping.
+        unsafe {
+            let to = self.pages.as_mut_ptr().add(self.end);
+            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+        self.end += bytes.len();
+    }
+
+    /// Makes durable what was stored last, that many bytes.
+    pub fn sync(&self, bytes: usize) -> io::Result<()> {
+        self.pages.flush_range(self.end.saturating_sub(bytes), bytes)
+    }
 }
 
 #[cfg(test)]
