@@ -242,8 +242,14 @@ impl Engine {
         if let Mark::Poisoned { reason, .. } = mark {
             return Err(Error::Poisoned { reason });
         }
-        if let Mark::Recovered { id } = mark
-            && *self.recovered.lock() != Some(id)
+        // Who knows of no failure takes up a recovery that was cut short as it is.
+        let has_to_forget = match mark {
+            Mark::Recovered { .. } => self.was_recovered(),
+            Mark::Recovering { .. } => self.is_poisoned() && self.was_recovered(),
+            _ => false,
+        };
+        if let Mark::Recovered { id } | Mark::Recovering { id } = mark
+            && has_to_forget
         {
             // The old one may have a failure to tell that has been recovered from. What this process has staged may have
             // met it, too.
@@ -257,7 +263,8 @@ impl Engine {
             })?;
             *self.recovered.lock() = Some(id);
             self.forget_poison();
-            return Ok((commits, found));
+            let is_recovered = matches!(mark, Mark::Recovered { .. });
+            return Ok((commits, if is_recovered { found } else { Found::Unfinished }));
         }
         self.check_settling()?;
         if let Mark::Recovering { .. } = mark {
@@ -364,10 +371,16 @@ impl Engine {
             .map_err(atomtree_recovery::Error::Log)?;
         // A name that is written anew without an exchange is nowhere for a moment. Whoever comes after a death in that moment
         // has to know, and takes no absence for another program's doing.
-        let is_cut_short = matches!(self.locks.mark()?, Mark::Poisoned { .. } | Mark::Recovering { .. });
+        let mark = self.locks.mark()?;
+        let is_cut_short = matches!(mark, Mark::Poisoned { .. } | Mark::Recovering { .. });
+        if let Mark::Recovering { id } = mark {
+            // Now it is this one's, and a failure in it is final.
+            *self.recovered.lock() = Some(id);
+        }
         let is_live = self.can_exchange || !is_cut_short;
         if !self.can_exchange && !is_cut_short {
             let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
+            *self.recovered.lock() = Some(id);
             self.locks.set_mark(&Mark::Recovering { id }).doing("write", ".atomtree/lock")?;
         }
         // What somebody else has left unfinished is not written behind: one whose append failed, and who lives, would take

@@ -53,6 +53,16 @@ fn what_two_deaths_leave_goes_with_the_next_checkpoint() {
     }
 }
 
+/// Goal: who knows of a failed sync goes on once it has been recovered from, also if somebody has died in another recovery
+/// since. Method: a case that the exploration found, with that death at each operation of the recovery.
+#[test]
+fn who_was_poisoned_goes_on_behind_a_recovery_that_was_cut_short() {
+    for call in 60..110 {
+        let case: Case = format!("13/0:16f/1:{call}d").parse().expect("a case");
+        check(&case).unwrap_or_else(|reason| panic!("{reason}"));
+    }
+}
+
 /// Goal: a case that a failure names can be looked at. Method: `ATOMTREE_HAND_OVER_CASE` replays it.
 #[test]
 fn a_case_is_replayed() {

@@ -362,7 +362,7 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::In("atomtree-wal", "--test=log", "damage::a_frame_of_another_history_is_not_accepted"),
         edits: &[Edit {
             file: "wal/src/scan.rs",
-            from: "if header.link != *link || header.synced_lsn >= header.lsn {",
+            from: "if header.link != self.link || header.synced_lsn >= header.lsn {",
             to: "if header.synced_lsn >= header.lsn {",
         }],
     },
@@ -751,8 +751,18 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
         edits: &[Edit {
             file: "engine/src/hand_over.rs",
-            from: "&& *self.recovered.lock() != Some(id)",
-            to: "&& self.recovered.lock().is_some_and(|known| known == id)",
+            from: "Mark::Recovered { .. } => self.was_recovered(),",
+            to: "Mark::Recovered { .. } => false,",
+        }],
+    },
+    // Stay poisoned because somebody died in a recovery that came after the one that mattered.
+    Mutant {
+        name: "miss-a-recovery-behind-another",
+        suite: Suite::It("hand_over::who_was_poisoned_goes_on_behind_a_recovery_that_was_cut_short"),
+        edits: &[Edit {
+            file: "engine/src/store.rs",
+            from: "Ok(Mark::Recovered { id } | Mark::Recovering { id }) if",
+            to: "Ok(Mark::Recovered { id }) if",
         }],
     },
     // Recover beside others without saying so.

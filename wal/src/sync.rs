@@ -24,11 +24,11 @@ mod ordinary {
 
     pub use parking_lot::{Mutex, MutexGuard as Guard};
 
-    /// A lock that is also tried.
-    pub type Turn = Mutex<()>;
+    /// A lock that is also tried, and that goes to who waits and not to who has just given it up: it is held for long.
+    pub type Turn = parking_lot::FairMutex<()>;
 
     /// Gives the lock up when it is dropped.
-    pub type TurnGuard<'a> = Guard<'a, ()>;
+    pub type TurnGuard<'a> = parking_lot::FairMutexGuard<'a, ()>;
 
     /// Takes a lock if nobody has it, and perhaps not even then.
     pub fn try_lock<T>(mutex: &Mutex<T>) -> Option<Guard<'_, T>> {

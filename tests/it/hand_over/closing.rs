@@ -21,7 +21,7 @@ thread_local! {
 /// waits there: what it waits for is a lock of this process.
 const A_MOMENT: Duration = Duration::from_millis(100);
 /// The commit has to be done within five moments, which a busy machine may not get: each attempt takes longer ones.
-const ATTEMPTS: u32 = 25;
+const ATTEMPTS: u32 = 10;
 
 /// The checkpoint's lock, as another process would hold it; `None` if somebody has it.
 fn hold(root: &Path) -> Option<File> {
