@@ -25,6 +25,9 @@ use crate::trace;
 /// Under load, checkpoints take at most about a tenth of the time.
 const PAUSE_FACTOR: u32 = 10;
 
+/// Of how many transactions the originals are moved before somebody looks whether the log wants another segment.
+const KEPT_AT_ONCE: usize = 256;
+
 /// The log is rotated at a clean close if its active segment holds more than this, so that the next open has little
 /// to read.
 const CLOSE_BYTES_MAX: u64 = 256 << 10;
@@ -273,7 +276,7 @@ impl Engine {
             Ok(watermark) => watermark,
             Err(error) => return Ok(Progress::PutOff(error.into())),
         };
-        self.keep_originals(&transactions)?;
+        self.keep_all_originals(turn, &transactions, held.is_some())?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         let mut lock = None;
         let Ok(commits) = self.held_or_locked(turn, &mut held, &mut lock) else {
@@ -293,6 +296,28 @@ impl Engine {
             }
         }
         Ok(Progress::Settled)
+    }
+
+    /// Moves the originals of settled transactions to where they are kept. In pieces: commits go on meanwhile, and may want a
+    /// segment that nobody else makes.
+    fn keep_all_originals(
+        &self,
+        turn: &CheckpointTurn<'_>,
+        transactions: &[Arc<Committed<'static>>],
+        holds_commits: bool,
+    ) -> Result<(), Error> {
+        let mut pieces = transactions.chunks(KEPT_AT_ONCE).peekable();
+        while let Some(piece) = pieces.next() {
+            self.keep_originals(piece)?;
+            if pieces.peek().is_some()
+                && !holds_commits
+                && std::mem::take(&mut self.unsettled.lock().wants_spare)
+            {
+                // Without another segment the log is only smaller.
+                let _ = self.add_spare_in_turn(turn, Log::wants_spare);
+            }
+        }
+        Ok(())
     }
 
     /// Says in the log that these transactions, and all before them, are settled. Returns up to where.
@@ -420,8 +445,17 @@ impl Engine {
         // One at a time, of all processes: two that both found room for one more would pass the log's bound, and one that
         // is being made looks like one whose making was cut short.
         let turn = self.checkpoint_turn(self.options.deadline())?;
+        self.add_spare_in_turn(&turn, is_wanted)
+    }
+
+    /// As [`Engine::add_spare`], for who has the turn.
+    fn add_spare_in_turn(
+        &self,
+        turn: &CheckpointTurn<'_>,
+        is_wanted: impl FnOnce(&Log) -> bool,
+    ) -> Result<bool, Error> {
         let builder = {
-            let mut commits = self.lock_commits_in(&turn, self.options.deadline())?;
+            let mut commits = self.lock_commits_in(turn, self.options.deadline())?;
             if !is_wanted(&commits.log) {
                 return Ok(false);
             }
@@ -429,7 +463,7 @@ impl Engine {
         };
         // Zero-writing takes long, so nobody waits for it.
         let spare = builder.build().map_err(atomtree_recovery::Error::Log)?;
-        let mut commits = self.lock_commits_in(&turn, self.options.deadline())?;
+        let mut commits = self.lock_commits_in(turn, self.options.deadline())?;
         commits.log.add_spare(spare);
         Ok(true)
     }

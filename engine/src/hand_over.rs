@@ -242,14 +242,8 @@ impl Engine {
         if let Mark::Poisoned { reason, .. } = mark {
             return Err(Error::Poisoned { reason });
         }
-        // Who knows of no failure takes up a recovery that was cut short as it is.
-        let has_to_forget = match mark {
-            Mark::Recovered { .. } => self.was_recovered(),
-            Mark::Recovering { .. } => self.is_poisoned() && self.was_recovered(),
-            _ => false,
-        };
         if let Mark::Recovered { id } | Mark::Recovering { id } = mark
-            && has_to_forget
+            && *self.recovered.lock() != Some(id)
         {
             // The old one may have a failure to tell that has been recovered from. What this process has staged may have
             // met it, too.
@@ -380,8 +374,8 @@ impl Engine {
         let is_live = self.can_exchange || !is_cut_short;
         if !self.can_exchange && !is_cut_short {
             let id = self.places.vfs.random().doing("read randomness for", ".atomtree/lock")?;
-            *self.recovered.lock() = Some(id);
             self.locks.set_mark(&Mark::Recovering { id }).doing("write", ".atomtree/lock")?;
+            *self.recovered.lock() = Some(id);
         }
         // What somebody else has left unfinished is not written behind: one whose append failed, and who lives, would take
         // the end that it knows for the end that there is.

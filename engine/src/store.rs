@@ -320,18 +320,13 @@ impl Engine {
         }
     }
 
-    /// Whether another process has recovered the store since this one learned that it was poisoned; it may have died in yet
-    /// another recovery since.
-    pub(crate) fn was_recovered(&self) -> bool {
+    /// Whether another process has recovered the store since this one learned that it was poisoned; somebody may have died in
+    /// yet another recovery since, which is marked as under way only where the one before had been marked as done.
+    fn was_recovered(&self) -> bool {
         matches!(
             self.locks.mark(),
-            // What is poisoned is not marked as being recovered before it has been.
             Ok(Mark::Recovered { id } | Mark::Recovering { id }) if *self.recovered.lock() != Some(id)
         )
-    }
-
-    pub(crate) fn is_poisoned(&self) -> bool {
-        matches!(*self.health.lock(), Health::Poisoned(_))
     }
 
     /// Whether this is a forked child of the process that opened the store: what it has are copies, and using them would

@@ -211,9 +211,17 @@ impl<'a> Ahead<'a> {
                 let doubted = Doubted::open(&*above.dir, path.name())?;
                 Ok((doubted.file.metadata()?.inode, doubted))
             });
-            if let Ok((inode, doubted)) = opened {
-                doubted.file.read_ahead();
-                self.files.insert(path, (inode, doubted));
+            match opened {
+                Ok((inode, doubted)) => {
+                    doubted.file.read_ahead();
+                    self.files.insert(path, (inode, doubted));
+                }
+                Err(error) if is_no_directory(&error) || is_no_file(&error) => {}
+                // It may be for want of descriptors, which those who come to look shall not be in.
+                Err(_) => {
+                    (self.coming, self.files) = (Vec::new().into_iter(), HashMap::new());
+                    self.parents.forget();
+                }
             }
         }
     }

@@ -51,7 +51,7 @@ pub struct Stage {
     next: AtomicU64,
     /// What a file gets that is created here with mode 0600: the process's owner, and whatever the directory hands on.
     fresh: Attributes,
-    /// The process's umask when the directory was made: a hint.
+    /// The process's umask when the directory was made.
     umask: u32,
 }
 
@@ -122,10 +122,15 @@ impl Stage {
         attributes: &Attributes,
     ) -> io::Result<(Arc<dyn File>, u64)> {
         debug_assert_eq!(slot.dir, self.name, "slots are made in one's own directory");
-        // Made with its final mode where that is sure to come out: nobody else passes through this directory, and a call
-        // less counts where files are many. Any third mode that a power cut leaves would be taken for somebody else's.
-        let is_sure = self.fresh.xattrs.is_empty() && attributes.mode & (self.umask | !0o777) == 0;
-        let mode = if is_sure { attributes.mode } else { self.fresh.mode };
+        // Made with its final mode where nothing else has to be set and that is what comes out: nobody else passes through this
+        // directory, and a call less counts where files are many. Otherwise only the owner may do anything until the end:
+        // setting an attribute takes the right to write, and a third mode that a power cut leaves is taken for somebody
+        // else's, which remains possible where the umask has been tightened since the store was opened.
+        let is_all = (attributes.uid, attributes.gid) == (self.fresh.uid, self.fresh.gid)
+            && attributes.xattrs.is_empty()
+            && self.fresh.xattrs.is_empty()
+            && attributes.mode & (self.umask | !0o777) == 0;
+        let mode = if is_all { attributes.mode } else { self.fresh.mode };
         let file = self.dir.create_file(&slot.os_name(), mode)?;
         let prepare = || {
             if !bytes.is_empty() {

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use atomtree::{ErrorKind, Store, Transaction};
 
-use crate::basics::{Seen, child_root, commit, is_root, kind_of, look, manual, opened, shell, small};
+use crate::basics::{Seen, child, child_root, commit, is_root, kind_of, look, manual, opened, shell, small};
 use crate::errors::{Mount, as_user};
 
 /// Gives a file the capability to use raw sockets (version 2 of the attribute), without a tool for it.
@@ -84,6 +84,47 @@ fn replacing_keeps_everything() {
         keeps_metadata(root, &store, what);
     }
     store.close().unwrap();
+}
+
+/// Goal: an owner who is not root can replace a read-only file with attributes of its own, and a recovery can write it anew: to
+/// set an attribute takes the right to write. Method: a child commits and ends; its file is removed, as a power cut may have
+/// it; another one opens the store.
+#[test]
+fn a_read_only_file_with_attributes_is_replaced_and_recovered() {
+    if let Some(root) = child_root() {
+        let is_lost = !root.join("file").exists();
+        let store = small().checkpoints(atomtree::Checkpoints::Manual).open(&root).unwrap();
+        if is_lost {
+            store.close().unwrap();
+        } else {
+            commit(&store, |tx| tx.write("file", "replaced")).unwrap();
+            // Neither closed nor settled.
+            std::process::exit(0);
+        }
+        return;
+    }
+    if !is_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    shell(&format!(
+        "cd '{}'; echo 1 > file; setfattr -n user.note -v 1 file; chmod 444 file; chown -R 1234:1234 .",
+        root.display()
+    ));
+    let before = kept(&look(&root.join("file")));
+    assert_eq!((before.0 & 0o7777, before.2.len()), (0o444, 1));
+    let test = "metadata::a_read_only_file_with_attributes_is_replaced_and_recovered";
+    for is_lost in [false, true] {
+        if is_lost {
+            fs::remove_file(root.join("file")).unwrap();
+        }
+        if as_user(1234, &mut child(test, root)).is_none() {
+            return;
+        }
+        assert_eq!(fs::read(root.join("file")).unwrap(), b"replaced");
+        assert_eq!(kept(&look(&root.join("file"))), before);
+    }
 }
 
 /// Goal: `write_with_mode` and `append_with_mode` set exactly that mode, on new and on existing files, and keep the rest.

@@ -192,7 +192,7 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[
             Edit {
                 file: "engine/src/checkpointer.rs",
-                from: "        self.keep_originals(&transactions)?;
+                from: "        self.keep_all_originals(turn, &transactions, held.is_some())?;
 ",
                 to: "",
             },
@@ -201,7 +201,7 @@ pub const MUTANTS: &[Mutant] = &[
                 from: "        drop(lock);
         if !transactions.is_empty() {",
                 to: "        drop(lock);
-        self.keep_originals(&transactions)?;
+        self.keep_all_originals(turn, &transactions, held.is_some())?;
         if !transactions.is_empty() {",
             },
         ],
@@ -751,8 +751,8 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
         edits: &[Edit {
             file: "engine/src/hand_over.rs",
-            from: "Mark::Recovered { .. } => self.was_recovered(),",
-            to: "Mark::Recovered { .. } => false,",
+            from: "&& *self.recovered.lock() != Some(id)",
+            to: "&& self.recovered.lock().is_some_and(|known| known == id)",
         }],
     },
     // Stay poisoned because somebody died in a recovery that came after the one that mattered.

@@ -243,7 +243,8 @@ pub trait Dir: Any + Send + Sync {
     /// leaves the directory or crosses a mount, `ENOENT`.
     fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>>;
 
-    /// Opens an existing regular file. Reading it leaves its time of access as it is, where the process may ask for that.
+    /// Opens an existing regular file. Reading it leaves its time of access as it is, where the process may ask for that and
+    /// nobody holds a lease on the file.
     ///
     /// # Errors
     /// `ELOOP` for a symlink, `EISDIR` for a directory, `EINVAL` for anything else that is no regular file (which is

@@ -240,8 +240,9 @@ pub(crate) fn scan_with(
             None => (!is_older(header) && !is_void(header, *limit)).then_some(walk),
         }
     });
-    let walked = walk_all(walks.collect());
-    for ((segment, limit), walked) in active.into_iter().zip(limits).zip(walked) {
+    let mut walks: Vec<Option<Walk>> = walks.collect();
+    walk_all(walks.iter_mut().flatten());
+    for ((segment, limit), walk) in active.into_iter().zip(limits).zip(walks) {
         let header = segment.header;
         if let Some((familiar, position)) = resumed.filter(|_| is_older(&header)) {
             let last_lsn = familiar.last_lsns.get(&header.epoch).copied();
@@ -256,7 +257,7 @@ pub(crate) fn scan_with(
             (start, start_lsn) = (position.offset, position.next_lsn);
             (end_lsn, scan.link) = (start_lsn.previous(), position.link);
         }
-        let Some(walked) = walked else {
+        let Some(mut walk) = walk else {
             // Nothing in it keeps it from being retired, so its last position is its predecessor's.
             let (end, last_offset, last_lsn, is_void) = (start, None, end_lsn, true);
             let stretch = Stretch { segment, map, start, start_lsn, end, last_offset, last_lsn, is_void };
@@ -272,7 +273,7 @@ pub(crate) fn scan_with(
                 expected: format!("lsn {} with link {:#010x}", header.first_lsn.previous(), header.link),
             });
         }
-        let mut walk = walked?;
+        walk.outcome.take().unwrap_or(Ok(()))?;
         (end_lsn, scan.link) = (walk.end_lsn, walk.link);
         scan.known_synced = scan.known_synced.max(walk.known_synced);
         let end = walk.offset;
@@ -314,27 +315,21 @@ pub(crate) fn scan_with(
     Ok(scan)
 }
 
-/// Walks through segments, those that are given: each header says what its first frame goes on from, so that none waits for
-/// the one before.
-fn walk_all(walks: Vec<Option<Walk>>) -> Vec<Option<Result<Walk, Error>>> {
-    let bytes: u64 = walks.iter().flatten().map(|walk| walk.segment_bytes).sum();
-    let mut walks: Vec<_> = walks.into_iter().map(|walk| (walk, None)).collect();
-    let run = |(walk, done): &mut (Option<Walk>, Option<Result<(), Error>>)| {
-        if done.is_none() {
-            *done = walk.as_mut().map(Walk::run);
-        }
-    };
-    if bytes >= TWO_THREADS_BYTES_MIN {
-        let half = walks.len() / 2;
+/// Walks through segments: each header says what its first frame goes on from, so that none waits for the one before.
+fn walk_all<'a>(walks: impl Iterator<Item = &'a mut Walk>) {
+    let mut walks: Vec<&mut Walk> = walks.collect();
+    let bytes: u64 = walks.iter().map(|walk| walk.segment_bytes - walk.offset).sum();
+    let half = walks.len() / 2;
+    if half > 0 && bytes >= TWO_THREADS_BYTES_MIN {
         let (near, far) = walks.split_at_mut(half);
         thread::scope(|scope| {
             // Without another thread this one does all of it, below.
-            let _ = thread::Builder::new().spawn_scoped(scope, || far.iter_mut().for_each(run));
-            near.iter_mut().for_each(run);
+            let _ = thread::Builder::new()
+                .spawn_scoped(scope, || far.iter_mut().for_each(|walk| walk.run_once()));
+            near.iter_mut().for_each(|walk| walk.run_once());
         });
     }
-    walks.iter_mut().for_each(run);
-    walks.into_iter().map(|(walk, done)| walk.zip(done).map(|(walk, done)| done.map(|()| walk))).collect()
+    walks.into_iter().for_each(Walk::run_once);
 }
 
 /// Opens a segment, or reads the header again of one that is open.
@@ -437,6 +432,8 @@ struct Walk {
     piece_offset: u64,
     /// Bytes read and checksummed while judging the tail.
     work: u64,
+    /// How it ended, once it has been run.
+    outcome: Option<Result<(), Error>>,
 }
 
 impl Walk {
@@ -456,6 +453,17 @@ impl Walk {
             piece: Vec::new(),
             piece_offset: 0,
             work: 0,
+            outcome: None,
+        }
+    }
+
+    fn run_once(&mut self) {
+        if self.outcome.is_none() {
+            self.outcome = Some(self.run());
+        }
+        if self.limit.is_some() {
+            // The others are run before this one is dropped, and only the last one's end is looked at.
+            self.piece = Vec::new();
         }
     }
 

@@ -12,19 +12,19 @@ const TRANSACTIONS: &[&str] = &["fstx", "fs-transaction"];
 /// What is compared.
 #[derive(Clone, Copy)]
 enum Measure {
-    /// The time of this participant in times BARE's.
+    /// The time of this participant as a multiple of BARE's.
     PerBare(&'static str),
-    /// atomtree's time in times LIMIT's.
+    /// atomtree's time as a multiple of LIMIT's.
     PerLimit,
     /// How many times as long as atomtree the fastest of these takes.
     Fastest(&'static [&'static str]),
-    /// The time of this participant in times atomtree's.
+    /// The time of this participant as a multiple of atomtree's.
     PerAtomtree(&'static str),
     /// How many times as long the first takes as the second.
     Between(&'static str, &'static str),
     /// Flushes of the device for a commit.
     Flushes,
-    /// The longest commit in times the median.
+    /// The longest commit as a multiple of the median.
     Stall,
 }
 
@@ -52,7 +52,7 @@ pub struct Reached {
     pub what: String,
     /// The bound.
     pub goal: String,
-    /// What it came to: medians of the rounds' ratios.
+    /// What it came to: the median of the rounds' ratios, where both take part in each.
     pub reached: f64,
     /// Whether that is within the bound.
     pub is_met: bool,
@@ -60,7 +60,7 @@ pub struct Reached {
 
 /// Every goal that these rows say something about.
 pub fn judge(rows: &[Row], volume: &str) -> Vec<Reached> {
-    let has_reflinks = !volume.starts_with("ext4");
+    let has_reflinks = ["xfs", "btrfs"].iter().any(|kind| volume.starts_with(kind));
     let goals = goals().into_iter().filter(|goal| has_reflinks || !goal.needs_reflinks);
     goals.filter_map(|goal| reached(rows, &goal)).collect()
 }

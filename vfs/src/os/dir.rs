@@ -487,7 +487,7 @@ mod tests {
         assert_symlink_refused(&*descriptors, &format!("{link}/tmp"));
     }
 
-    /// Whoever looks at times of access finds out what users read, and not what is compared with its image.
+    /// What is read leaves no trace, be it to compare it or for a transaction.
     #[test]
     fn reading_leaves_the_time_of_access() {
         let (directory, root) = scratch();

@@ -90,9 +90,13 @@ fn measure(bench: &Bench, workload: &'static str, shape: Shape, until: Instant) 
     if workload == "committers" {
         case = format!("{committers} committers, {case}");
     }
-    if files * bytes > BARE_BYTES {
+    if files * bytes * committers > BARE_BYTES {
         let most = BARE_BYTES >> 20;
-        return Err(Failure::new("measure", case, format!("a commit may have {most} MiB; choose less")));
+        return Err(Failure::new(
+            "measure",
+            case,
+            format!("all commits at once may have {most} MiB; choose less"),
+        ));
     }
     let rivals = bench.of_roles(&[Role::Floor, Role::Limit, Role::Ours, Role::Rival]);
     let effort = if files * bytes >= BIG_BYTES { few_rounds(bench.effort) } else { bench.effort };

@@ -13,7 +13,7 @@ const FILES: usize = 10;
 const FILE_BYTES: usize = 1 << 10;
 const SEGMENT_BYTES: u64 = 16 << 20;
 const LOG_BYTES_MAX: u64 = 4 * SEGMENT_BYTES;
-/// One segment is kept back as a spare, and another for what the rounds add.
+/// One segment is always kept as a spare.
 const FILLED_BYTES: usize = (LOG_BYTES_MAX - SEGMENT_BYTES) as usize / 10 * 9;
 /// What a commit takes that fills it.
 const PIECES: usize = 8;
