@@ -25,9 +25,6 @@ use crate::trace;
 /// Under load, checkpoints take at most about a tenth of the time.
 const PAUSE_FACTOR: u32 = 10;
 
-/// Of how many transactions the originals are moved before somebody looks whether the log wants another segment.
-const KEPT_AT_ONCE: usize = 256;
-
 /// The log is rotated at a clean close if its active segment holds more than this, so that the next open has little
 /// to read.
 const CLOSE_BYTES_MAX: u64 = 256 << 10;
@@ -276,7 +273,8 @@ impl Engine {
             Ok(watermark) => watermark,
             Err(error) => return Ok(Progress::PutOff(error.into())),
         };
-        self.keep_all_originals(turn, &transactions, held.is_some())?;
+        let is_held = held.is_some();
+        self.keep_originals(&transactions, || self.add_wanted_spare(turn, is_held))?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         let mut lock = None;
         let Ok(commits) = self.held_or_locked(turn, &mut held, &mut lock) else {
@@ -296,28 +294,6 @@ impl Engine {
             }
         }
         Ok(Progress::Settled)
-    }
-
-    /// Moves the originals of settled transactions to where they are kept. In pieces: commits go on meanwhile, and may want a
-    /// segment that nobody else makes.
-    fn keep_all_originals(
-        &self,
-        turn: &CheckpointTurn<'_>,
-        transactions: &[Arc<Committed<'static>>],
-        holds_commits: bool,
-    ) -> Result<(), Error> {
-        let mut pieces = transactions.chunks(KEPT_AT_ONCE).peekable();
-        while let Some(piece) = pieces.next() {
-            self.keep_originals(piece)?;
-            if pieces.peek().is_some()
-                && !holds_commits
-                && std::mem::take(&mut self.unsettled.lock().wants_spare)
-            {
-                // Without another segment the log is only smaller.
-                let _ = self.add_spare_in_turn(turn, Log::wants_spare);
-            }
-        }
-        Ok(())
     }
 
     /// Says in the log that these transactions, and all before them, are settled. Returns up to where.
@@ -437,6 +413,15 @@ impl Engine {
                 write()
             }
             result => result,
+        }
+    }
+
+    /// Adds a segment to the log if one is wanted while a long checkpoint is being made: commits go on, and nobody else makes it.
+    /// Not for who holds the commit lock.
+    fn add_wanted_spare(&self, turn: &CheckpointTurn<'_>, holds_commits: bool) {
+        if !holds_commits && std::mem::take(&mut self.unsettled.lock().wants_spare) {
+            // Without another segment the log is only smaller.
+            let _ = self.add_spare_in_turn(turn, Log::wants_spare);
         }
     }
 

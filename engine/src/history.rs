@@ -16,15 +16,28 @@ use crate::error::{Error, ErrorKind};
 use crate::inspect::{Inspection, PastTransaction};
 use crate::store::{Engine, Store};
 
+/// How many transactions' originals are moved without a pause.
+const KEPT_AT_ONCE: usize = 256;
+
 impl Engine {
     /// Up to how many bytes an original is kept.
     pub(crate) fn image_bytes_max(&self) -> u64 {
         self.options.retention.bytes_max
     }
 
-    /// Moves the originals of settled transactions from their slots to `images/`.
-    pub(crate) fn keep_originals(&self, transactions: &[Arc<Committed<'static>>]) -> Result<(), Error> {
-        let transactions = transactions.iter().map(|transaction| &**transaction);
+    /// Moves the originals of settled transactions from their slots to `images/`. That may take long: `meanwhile` is called now
+    /// and then.
+    pub(crate) fn keep_originals(
+        &self,
+        transactions: &[Arc<Committed<'static>>],
+        meanwhile: impl Fn(),
+    ) -> Result<(), Error> {
+        let transactions = transactions.iter().enumerate().map(|(number, transaction)| {
+            if number % KEPT_AT_ONCE == KEPT_AT_ONCE - 1 {
+                meanwhile();
+            }
+            &**transaction
+        });
         Ok(keep_originals(&self.places, &mut self.applier()?, transactions, self.image_bytes_max())?)
     }
 

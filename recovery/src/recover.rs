@@ -5,6 +5,7 @@
 //! after-image of the last one that touches it. Nothing is renamed over and nothing of the user's is unlinked. A crash
 //! anywhere in here leads to the same end when it runs again, because the log is retired last.
 
+mod ahead;
 mod in_place;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use atomtree_vfs::{Dir, File, Identity, Kind};
 use atomtree_wal::{self as wal, Log, Lsn, Scan};
 
+use self::ahead::{Ahead, Doubted};
 use crate::acl::{ACCESS_ACL, DEFAULT_ACL};
 use crate::analyze::{Analysis, Committed, analyze, slots_of, watermark};
 use crate::apply::{
@@ -168,70 +170,6 @@ impl<'a> Target<'a> {
 
 type Goals<'a> = BTreeMap<&'a TreePath, Target<'a>>;
 
-/// How many files are being read while the ones before are looked at.
-const FILES_AHEAD: usize = 64;
-
-/// A file whose cache was emptied.
-struct Doubted {
-    file: Arc<dyn File>,
-    /// Whether what is read next comes from the disk.
-    from_disk: bool,
-}
-
-impl Doubted {
-    fn open(dir: &dyn Dir, name: &OsStr) -> io::Result<Self> {
-        let file = open_own(dir, name)?;
-        let from_disk = file.drop_cache()?;
-        Ok(Self { file, from_disk })
-    }
-}
-
-/// Files that are looked at soon and that the disk reads meanwhile: one after another it would be waited for each.
-struct Ahead<'a> {
-    coming: std::vec::IntoIter<&'a Change<'a>>,
-    /// Its own: what a path leads to can be another directory by the time it is its turn.
-    parents: Parents,
-    files: HashMap<&'a TreePath, (u64, Doubted)>,
-}
-
-impl<'a> Ahead<'a> {
-    fn new(places: &Places, goals: &Goals<'a>) -> io::Result<Self> {
-        let is_read = |change: &&Change<'_>| matches!(change.after, After::File { .. });
-        let coming: Vec<_> = goals.values().map(|target| target.change).filter(is_read).collect();
-        let parents = Parents::new(places.root.clone())?;
-        Ok(Self { coming: coming.into_iter(), parents, files: HashMap::new() })
-    }
-
-    /// Has some more files read. What can't be opened here is told where it is looked at.
-    fn go_on(&mut self) {
-        while self.files.len() < FILES_AHEAD
-            && let Some(Change { path, .. }) = self.coming.next()
-        {
-            let opened = self.parents.of(path).and_then(|above| {
-                let doubted = Doubted::open(&*above.dir, path.name())?;
-                Ok((doubted.file.metadata()?.inode, doubted))
-            });
-            match opened {
-                Ok((inode, doubted)) => {
-                    doubted.file.read_ahead();
-                    self.files.insert(path, (inode, doubted));
-                }
-                Err(error) if is_no_directory(&error) || is_no_file(&error) => {}
-                // It may be for want of descriptors, which those who come to look shall not be in.
-                Err(_) => {
-                    (self.coming, self.files) = (Vec::new().into_iter(), HashMap::new());
-                    self.parents.forget();
-                }
-            }
-        }
-    }
-
-    /// The file at the name, if it is this one.
-    fn take(&mut self, path: &TreePath, inode: u64) -> Option<Doubted> {
-        self.files.remove(path).filter(|(found, _)| *found == inode).map(|(_, doubted)| doubted)
-    }
-}
-
 struct Repair<'a> {
     recovery: &'a Recovery<'a>,
     analysis: &'a Analysis<'a>,
@@ -335,7 +273,7 @@ impl<'a> Repair<'a> {
             self.applier.set_lsn(target.transaction.lsn);
             let source = sources.remove(path).flatten();
             self.one_name(target, source, &mut ahead).doing("recover", path)?;
-            ahead.files.remove(path);
+            ahead.leave(path);
         }
         let modes =
             self.goals.values().filter_map(|target| Some((&target.change.path, target.attributes()?.mode)));

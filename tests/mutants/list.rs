@@ -192,7 +192,7 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[
             Edit {
                 file: "engine/src/checkpointer.rs",
-                from: "        self.keep_all_originals(turn, &transactions, held.is_some())?;
+                from: "        self.keep_originals(&transactions, || self.add_wanted_spare(turn, is_held))?;
 ",
                 to: "",
             },
@@ -201,7 +201,7 @@ pub const MUTANTS: &[Mutant] = &[
                 from: "        drop(lock);
         if !transactions.is_empty() {",
                 to: "        drop(lock);
-        self.keep_all_originals(turn, &transactions, held.is_some())?;
+        self.keep_originals(&transactions, || self.add_wanted_spare(turn, is_held))?;
         if !transactions.is_empty() {",
             },
         ],
@@ -248,7 +248,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "trust-the-page-cache",
         suite: Suite::It("crash_points::data_lost_in_the_background_is_written_again"),
         edits: &[Edit {
-            file: "recovery/src/recover.rs",
+            file: "recovery/src/recover/ahead.rs",
             from: "let from_disk = file.drop_cache()?;",
             to: "let from_disk = true;",
         }],
