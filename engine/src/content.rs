@@ -1,5 +1,7 @@
 //! New contents while they wait for the commit: in memory, as edits of an existing file, or streamed into a slot.
 
+mod writer;
+
 use std::io::{self, IoSlice, Read};
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,8 +13,7 @@ use atomtree_recovery::patched::{Patch, Patched};
 use atomtree_recovery::stage::Stage;
 use atomtree_vfs::{Dir, File, Timestamp};
 
-/// Streamed contents are read in pieces of this size.
-const PIECE_BYTES: usize = 256 << 10;
+pub(crate) use writer::{PIECE_BYTES, Writer};
 
 /// A regular file to be written.
 #[derive(Clone)]
@@ -247,6 +248,48 @@ impl EditedFile {
     pub(crate) fn new(base: Arc<dyn File>, size: u64) -> Self {
         Self { base, size, edits: Vec::new() }
     }
+
+    /// Writes the whole into an empty file, and returns its digest. Nothing is synced.
+    pub(crate) fn write_to(&self, file: &dyn File) -> io::Result<Digest> {
+        if file.reflink_from(&*self.base) {
+            for (offset, bytes) in &self.edits {
+                file.write_at(&[IoSlice::new(bytes)], *offset)?;
+            }
+            return Ok(Digest::of_file(file)?.1);
+        }
+        let mut writer = Writer::new(file);
+        let mut piece = Vec::new();
+        let mut offset = 0;
+        while offset < self.size {
+            piece.resize((self.size - offset).min(PIECE_BYTES as u64) as usize, 0);
+            self.read_piece(offset, &mut piece)?;
+            offset += piece.len() as u64;
+            piece = writer.write(piece)?;
+        }
+        Ok(writer.finish().1)
+    }
+
+    /// Fills `piece` with what shall stand at `offset`.
+    fn read_piece(&self, offset: u64, piece: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        loop {
+            match self.base.read_at(&mut piece[filled..], offset + filled as u64)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        // Past the old end.
+        piece[filled..].fill(0);
+        let end = offset + piece.len() as u64;
+        for (start, bytes) in &self.edits {
+            let (from, to) = ((*start).max(offset), (start + bytes.len() as u64).min(end));
+            if from < to {
+                piece[(from - offset) as usize..(to - offset) as usize]
+                    .copy_from_slice(&bytes[(from - start) as usize..(to - start) as usize]);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl NewContent {
@@ -270,19 +313,16 @@ impl NewContent {
         *failed = Failed::Writing;
         let slot = StagedSlot::new(stage);
         let file = stage.create_file(&slot.slot)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut size = 0;
+        let mut writer = Writer::new(&*file);
         let mut piece = first;
         while !piece.is_empty() {
-            hasher.update(&piece);
-            file.write_at(&[IoSlice::new(&piece)], size)?;
-            size += piece.len() as u64;
+            piece = writer.write(piece)?;
             piece.clear();
             *failed = Failed::Reading;
             source.take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
             *failed = Failed::Writing;
         }
-        let digest = Digest(*hasher.finalize().as_bytes());
+        let (size, digest) = writer.finish();
         Ok(Arc::new(Self::Streamed(Arc::new(StreamedFile { file, size, digest, slot }))))
     }
 

@@ -16,7 +16,7 @@ use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
 use atomtree_vfs::{Access, File, Kind, Timestamp};
 
-use crate::content::{NewContent, NewFile, NewSymlink, StagedSlot};
+use crate::content::{NewContent, NewFile, NewSymlink, PIECE_BYTES, StagedSlot, Writer};
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::options::Durability;
 use crate::store::Engine;
@@ -507,18 +507,27 @@ impl<'a> Plan<'a> {
         };
         let inode_of = |file: &dyn File| file.metadata().map(|found| found.inode);
         let (staged, inode, owner, size, content) = match &**read.as_ref().unwrap_or(content) {
-            NewContent::Bytes(bytes) => {
+            NewContent::Bytes(bytes) if bytes.len() as u64 <= inline_bytes_max => {
                 let slot = StagedSlot::new(stage);
                 let (staged, inode) = stage.write(&slot.slot, bytes, attributes)?;
                 let size = bytes.len() as u64;
+                staging.inline_budget -= size;
                 let content = Content::Inline(Bytes::Shared(bytes.clone()));
-                let content = if size <= inline_bytes_max {
-                    staging.inline_budget -= size;
-                    content
-                } else {
-                    Content::Digest(content.digest().expect("its bytes are at hand"))
-                };
                 (staged, inode, Staged::Here(slot), size, content)
+            }
+            NewContent::Bytes(bytes) => {
+                let slot = StagedSlot::new(stage);
+                let staged = stage.create_file(&slot.slot)?;
+                let (mut writer, mut piece) = (Writer::new(&*staged), Vec::new());
+                for bytes in bytes.chunks(PIECE_BYTES) {
+                    piece.clear();
+                    piece.extend_from_slice(bytes);
+                    piece = writer.write(piece)?;
+                }
+                let (size, digest) = writer.finish();
+                attributes.set_on_file(&*staged)?;
+                let inode = inode_of(&*staged)?;
+                (staged, inode, Staged::Here(slot), size, Content::Digest(digest))
             }
             NewContent::Kept(kept) => {
                 let slot = StagedSlot::new(stage);
@@ -534,12 +543,8 @@ impl<'a> Plan<'a> {
             NewContent::Edited(edited) => {
                 let slot = StagedSlot::new(stage);
                 let staged = stage.create_file(&slot.slot)?;
-                staged.copy_from(&*edited.base)?;
-                for (offset, bytes) in &edited.edits {
-                    staged.write_at(&[io::IoSlice::new(bytes)], *offset)?;
-                }
+                let digest = edited.write_to(&*staged)?;
                 attributes.set_on_file(&*staged)?;
-                let digest = Digest::of_file(&*staged)?.1;
                 let inode = inode_of(&*staged)?;
                 (staged, inode, Staged::Here(slot), edited.size, Content::Digest(digest))
             }

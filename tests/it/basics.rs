@@ -426,6 +426,19 @@ fn contents_of_every_size_come_out_whole() {
             expected[size / 2..][..4].copy_from_slice(b"half");
             expected.extend(b"end");
             assert!(fs::read(root.join("f")).unwrap() == expected, "edited, {size}");
+            // Across the pieces in which a large content is copied, later patches over earlier ones, to the end and past it.
+            let (start, patch) = (expected.len() / 3, random.bytes(expected.len() / 2));
+            commit(&store, |tx| {
+                tx.patch("f", start as u64, patch.clone())?;
+                tx.patch("f", start as u64 + 1, "over")?;
+                tx.patch("f", expected.len() as u64 - 1, "past the end")
+            })
+            .unwrap();
+            expected[start..][..patch.len()].copy_from_slice(&patch);
+            expected[start + 1..][..4].copy_from_slice(b"over");
+            expected.pop();
+            expected.extend(b"past the end");
+            assert!(fs::read(root.join("f")).unwrap() == expected, "patched, {size}");
             commit(&store, |tx| {
                 tx.rename("f", "g")?;
                 assert!(tx.read("g")? == expected, "read before commit, {size}");

@@ -462,8 +462,16 @@ impl File for FaultyFile {
         SyncAll: fn sync_all;
     }
 
+    fn reflink_from(&self, source: &dyn File) -> bool {
+        self.inner.reflink_from(unwrapped_file(source))
+    }
+
     fn read_ahead(&self) {
         self.inner.read_ahead();
+    }
+
+    fn start_write_back(&self, offset: u64, bytes: u64) {
+        self.inner.start_write_back(offset, bytes);
     }
 
     fn as_any(&self) -> &dyn Any {

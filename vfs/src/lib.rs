@@ -415,12 +415,20 @@ pub trait File: Any + Send + Sync {
     /// `copy_file_range`, else by reading and writing. Holes may be filled. Returns the bytes copied.
     fn copy_from(&self, source: &dyn File) -> io::Result<u64>;
 
+    /// Makes this empty file share the blocks of `source`, where the file system can, and tells whether it does. Only a
+    /// matter of speed and space: who is told no copies.
+    fn reflink_from(&self, source: &dyn File) -> bool;
+
     /// Asks the system to forget cached pages, and tells whether none is left: then the next read shows what the
     /// device holds. Dirty pages stay; sync first.
     fn drop_cache(&self) -> io::Result<bool>;
 
     /// Asks the system to begin reading the file, of which nothing may come: only a matter of speed.
     fn read_ahead(&self);
+
+    /// Asks the system to begin writing these bytes to the device, without waiting: only a matter of speed. They are durable
+    /// once a sync says so, and no sooner.
+    fn start_write_back(&self, offset: u64, bytes: u64);
 
     /// Waits for the lock, for as long as it takes.
     fn wait_for_lock(&self, lock: Lock) -> io::Result<()>;

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
@@ -129,15 +130,17 @@ impl File for OsFile {
     }
 
     fn copy_from(&self, source: &dyn File) -> io::Result<u64> {
-        let mut copied = 0;
-        // A wrapped file can only be read through its wrapper.
-        if let Some(source) = source.as_any().downcast_ref::<Self>() {
-            if rustix::fs::ioctl_ficlone(self.fd(), source.fd()).is_ok() {
-                return Ok(self.metadata()?.size);
-            }
-            copied = copy_in_kernel(source, self);
+        if self.reflink_from(source) {
+            return Ok(self.metadata()?.size);
         }
-        copy_rest(source, self, copied)
+        // A wrapped file can only be read through its wrapper.
+        let source_here = source.as_any().downcast_ref::<Self>();
+        copy_rest(source, self, source_here.map_or(0, |source| copy_in_kernel(source, self)))
+    }
+
+    fn reflink_from(&self, source: &dyn File) -> bool {
+        let source = source.as_any().downcast_ref::<Self>();
+        source.is_some_and(|source| rustix::fs::ioctl_ficlone(self.fd(), source.fd()).is_ok())
     }
 
     fn drop_cache(&self) -> io::Result<bool> {
@@ -148,6 +151,12 @@ impl File for OsFile {
 
     fn read_ahead(&self) {
         let _ = rustix::fs::fadvise(self.fd(), 0, None, Advice::WillNeed);
+    }
+
+    fn start_write_back(&self, offset: u64, bytes: u64) {
+        // Dirty pages are sent on their way, and stay in the cache; only clean ones are dropped. `sync_file_range` would say it
+        // more plainly, but is not to be had without an unsafe call, and took as long (DESIGN.md).
+        let _ = rustix::fs::fadvise(self.fd(), offset, NonZeroU64::new(bytes), Advice::DontNeed);
     }
 
     fn wait_for_lock(&self, lock: Lock) -> io::Result<()> {

@@ -571,7 +571,15 @@ impl File for SimFile {
         })
     }
 
+    /// Never, so that whole copies are what is explored.
+    fn reflink_from(&self, _: &dyn File) -> bool {
+        false
+    }
+
     fn read_ahead(&self) {}
+
+    /// Nothing: a cut keeps any part of what was not synced anyway.
+    fn start_write_back(&self, _: u64, _: u64) {}
 
     fn wait_for_lock(&self, lock: Lock) -> io::Result<()> {
         // Simulated machines have no threads of their own: those of the test are asked again and again.

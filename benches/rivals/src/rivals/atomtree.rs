@@ -38,6 +38,9 @@ impl Rival for Atomtree {
     }
 }
 
+/// Contents beyond this are streamed, as the documentation of `write` advises.
+const STREAMED_BYTES: usize = 512 << 10;
+
 struct Open {
     dir: PathBuf,
     store: Store,
@@ -50,8 +53,12 @@ impl Writer for Open {
     }
 
     fn put(&self, batch: &Batch) -> Result<(), Failure> {
-        let done =
-            self.store.transact(|tx| batch.files().try_for_each(|file| tx.write(file.path, file.content)));
+        let done = self.store.transact(|tx| {
+            batch.files().try_for_each(|file| match file.content.len() {
+                0..=STREAMED_BYTES => tx.write(file.path, file.content),
+                _ => tx.write_from(file.path, file.content).map(drop),
+            })
+        });
         done.map(drop).on("commit to", &self.dir)
     }
 
