@@ -287,7 +287,7 @@ impl Engine {
         }
         drop(lock);
         if !transactions.is_empty() {
-            match self.prune_history(&self.options.retention) {
+            match self.prune_history(&self.options.retention, &transactions) {
                 // The next one finds what is left.
                 Err(error) if error.kind() == ErrorKind::NoSpace && !error.is_failed_sync() => {}
                 pruned => drop(pruned?),

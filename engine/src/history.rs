@@ -41,9 +41,15 @@ impl Engine {
         Ok(keep_originals(&self.places, &mut self.applier()?, transactions, self.image_bytes_max())?)
     }
 
-    /// Forgets what retention does not cover.
-    pub(crate) fn prune_history(&self, retention: &Retention) -> Result<Pruned, Error> {
-        Ok(prune(&self.places, &mut self.shelves.lock(), retention, self.places.vfs.now())?)
+    /// Forgets what retention does not cover, after the manifest of these transactions was `written`, if that is why.
+    pub(crate) fn prune_history(
+        &self,
+        retention: &Retention,
+        written: &[Arc<Committed<'static>>],
+    ) -> Result<Pruned, Error> {
+        let ends = written.first().zip(written.last());
+        let written = ends.map(|(first, last)| (first.begin.tx, last.begin.tx));
+        Ok(prune(&self.places, &mut self.shelves.lock(), retention, self.places.vfs.now(), written)?)
     }
 
     /// Whether the quarantine takes what a transaction may have to displace. Under the commit lock.
@@ -86,7 +92,7 @@ impl Store {
         retention.transactions_max = keep.transactions_max.unwrap_or(retention.transactions_max);
         let _turn = engine.checkpoint_turn(engine.options.deadline())?;
         engine.check_settling()?;
-        engine.prune_history(&retention)
+        engine.prune_history(&retention, &[])
     }
 
     /// Removes everything from quarantine: what other programs wrote and had to give way. Returns how much that was.

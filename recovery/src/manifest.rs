@@ -323,7 +323,7 @@ impl State {
     }
 }
 
-fn file_name(first: TransactionId, last: TransactionId) -> OsString {
+pub(crate) fn file_name(first: TransactionId, last: TransactionId) -> OsString {
     format!("{:016x}-{:016x}{SUFFIX}", first.0, last.0).into()
 }
 

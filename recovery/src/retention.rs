@@ -17,6 +17,7 @@ use crate::image::Digest;
 use crate::images::{self, ImageName};
 use crate::manifest::{self, Head, Summary};
 use crate::places::Places;
+use crate::plan::TransactionId;
 use crate::tree_path::TreePath;
 
 /// The file whose lock says that images are being read.
@@ -64,14 +65,35 @@ impl Shelves {
         let names = manifest::list(&*places.history)?;
         let present: BTreeSet<&OsString> = names.iter().collect();
         self.0.retain(|name, _| present.contains(name));
-        for name in &names {
-            if !self.0.contains_key(name) {
-                let head = manifest::read_head(&*places.history, name)?;
-                let label = format!("history/{}", name.to_string_lossy());
-                let found = places.history.metadata(name).doing("read the metadata of", &label)?;
-                self.0.insert(name.clone(), Shelf { head, manifest_bytes: found.size });
+        for name in names {
+            if !self.0.contains_key(&name) {
+                self.add(places, name)?;
             }
         }
+        Ok(())
+    }
+
+    /// Takes note of the manifest of these transactions, which was just written. `false` if others may have come before it: a
+    /// manifest tells of every transaction behind the one before, so those that follow upon each other need no look at a
+    /// directory that may have many.
+    fn follow(
+        &mut self,
+        places: &Places,
+        (first, last): (TransactionId, TransactionId),
+    ) -> Result<bool, Error> {
+        let newest = self.0.keys().next_back().and_then(|name| manifest::range_of(name));
+        let is_next = newest.is_some_and(|(_, newest)| newest.0.checked_add(1) == Some(first.0));
+        if is_next {
+            self.add(places, manifest::file_name(first, last))?;
+        }
+        Ok(is_next)
+    }
+
+    fn add(&mut self, places: &Places, name: OsString) -> Result<(), Error> {
+        let head = manifest::read_head(&*places.history, &name)?;
+        let label = format!("history/{}", name.to_string_lossy());
+        let found = places.history.metadata(&name).doing("read the metadata of", &label)?;
+        self.0.insert(name, Shelf { head, manifest_bytes: found.size });
         Ok(())
     }
 
@@ -135,7 +157,8 @@ impl Pin {
     }
 }
 
-/// Takes away what retention does not cover; nothing while somebody reads images.
+/// Takes away what retention does not cover; nothing while somebody reads images. With the numbers of the first and the last
+/// transaction of a manifest that was just `written`, if that is why.
 ///
 /// # Durability
 /// What is taken away is gone durably when this returns, and until then only what no manifest names any more.
@@ -144,10 +167,16 @@ pub fn prune(
     shelves: &mut Shelves,
     retention: &Retention,
     now: Timestamp,
+    written: Option<(TransactionId, TransactionId)>,
 ) -> Result<Pruned, Error> {
+    let mut pruned = Pruned::default();
+    let is_followed = written.map_or(Ok(false), |written| shelves.follow(places, written))?;
+    if is_followed && shelves.surplus(retention, now).is_empty() {
+        return Ok(pruned);
+    }
+    // Others may have taken away some already.
     shelves.look(places)?;
     let surplus = shelves.surplus(retention, now);
-    let mut pruned = Pruned::default();
     if surplus.is_empty() {
         return Ok(pruned);
     }

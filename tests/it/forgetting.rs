@@ -225,3 +225,45 @@ fn a_full_quarantine_takes_no_more_commits() {
     store.close().unwrap();
     unbounded.close().unwrap();
 }
+
+/// Goal: a checkpoint that follows upon one of the same process does not list the history, which may be long; what others have
+/// added counts all the same. Method: the calls that list a directory in each checkpoint of two processes, under a bound
+/// that is looked at in vain and then holds.
+#[test]
+fn a_checkpoint_lists_the_history_only_behind_anothers() {
+    let sim = machine(&tree(&[("a", file(b"0"))]));
+    let lists = Arc::new(AtomicU64::new(0));
+    let counting = |sim: &Sim| {
+        let lists = lists.clone();
+        Faults::new(
+            Arc::new(sim.clone()),
+            Arc::new(move |call| {
+                lists.fetch_add(u64::from(call.verb == Verb::List), Ordering::Relaxed);
+                None
+            }),
+        )
+    };
+    let open =
+        |sim: &Sim| options_on(Arc::new(counting(sim))).history_transactions_max(8).open("/tree").unwrap();
+    let (store, beside) = (open(&sim), open(&sim.another_process()));
+    let mut number = 0_u64;
+    let mut checkpoint = |by: &atomtree::Store| {
+        number += 1;
+        change(by, |tx| tx.write("a", number.to_string()));
+        let before = lists.load(Ordering::Relaxed);
+        by.checkpoint().unwrap();
+        let listed = lists.load(Ordering::Relaxed) - before;
+        assert_eq!(store.history().unwrap().len() as u64, number.min(8), "checkpoint {number}");
+        listed
+    };
+    let first = checkpoint(&store);
+    let following = checkpoint(&store);
+    assert!(following < first, "{following}, {first}");
+    assert_eq!(checkpoint(&store), following);
+    assert_eq!(checkpoint(&beside), first);
+    assert_eq!(checkpoint(&store), first, "behind another's");
+    assert_eq!(checkpoint(&store), following);
+    for number in 0..12 {
+        checkpoint(if number % 3 == 0 { &beside } else { &store });
+    }
+}
