@@ -2,7 +2,11 @@
 //! since it is short: make the tree durable, write the manifest, say so in the log, and only then clear up.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use atomtree_recovery::Doing;
@@ -14,6 +18,7 @@ use atomtree_recovery::log_records::append_checkpoint;
 use atomtree_recovery::manifest::{self, Summary};
 use atomtree_recovery::plan::{Change, Checkpoint};
 use atomtree_recovery::sweep::{Sweep, dead_stages, left_slots};
+use atomtree_vfs::Dir;
 use atomtree_wal::sync::{self, Thread, now};
 use atomtree_wal::{self as wal, Log, Lsn};
 
@@ -24,6 +29,15 @@ use crate::trace;
 
 /// Under load, checkpoints take at most about a tenth of the time.
 const PAUSE_FACTOR: u32 = 10;
+
+/// What a name takes in the log, about, if little is written to it.
+const NAME_BYTES: u64 = 2 << 10;
+
+/// How often who syncs looks whether it is done.
+const SYNC_LOOK: Duration = Duration::from_millis(1);
+
+/// How often who waits for room in the log looks whether there is some.
+const ROOM_LOOK: Duration = Duration::from_millis(1);
 
 /// The log is rotated at a clean close if its active segment holds more than this, so that the next open has little
 /// to read.
@@ -51,6 +65,25 @@ pub(crate) enum Wanted {
     IfDue,
     /// In any case.
     Always,
+}
+
+/// What a checkpoint settles.
+struct Backlog {
+    transactions: Vec<Arc<Committed<'static>>>,
+    /// What others have settled and may not have cleared.
+    uncleared: Vec<Arc<Committed<'static>>>,
+    sync_root: Arc<dyn Dir>,
+}
+
+/// How many of these transactions are settled before the log is given back what they took: about a segment of it, but one
+/// at least. Where there are many, all at once would keep who commits waiting for long.
+fn portion(transactions: &[Arc<Committed<'static>>], segment_bytes: u64) -> usize {
+    let mut names = 0;
+    let is_within = |transaction: &&Arc<Committed<'static>>| {
+        names += transaction.changes.len() as u64;
+        names <= segment_bytes / NAME_BYTES
+    };
+    transactions.iter().take_while(is_within).count().max(1).min(transactions.len())
 }
 
 /// How a checkpoint ended that did not fail.
@@ -110,9 +143,30 @@ impl Engine {
     /// `no_space` if none of these helps: then the transaction is too large for this log.
     pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
         trace::event!(INFO, "log full", used_bytes = used_bytes);
-        self.checkpoint()?;
-        let used_now = self.lock_commits(self.options.deadline())?.log.used_bytes();
-        if used_now < used_bytes {
+        let deadline = self.options.deadline();
+        let has_room = |spares_before: usize| -> Result<bool, Error> {
+            let commits = self.lock_commits(deadline)?;
+            Ok(commits.log.used_bytes() < used_bytes || commits.log.spares() > spares_before)
+        };
+        // Who makes a checkpoint already makes room in portions, and adds segments.
+        let spares = self.lock_commits(deadline)?.log.spares();
+        let turn = loop {
+            self.check_settling()?;
+            if let Some(turn) = self.try_checkpoint_turn()? {
+                break turn;
+            }
+            if has_room(spares)? {
+                return Ok(());
+            }
+            if now() >= deadline || cfg!(loom) {
+                // Tells who has it. In loom no time passes, so nobody looks again.
+                break self.checkpoint_turn(deadline)?;
+            }
+            std::thread::sleep(ROOM_LOOK);
+        };
+        self.settle_in_turn(&turn, Wanted::IfAny, None)?;
+        drop(turn);
+        if has_room(usize::MAX)? {
             return Ok(());
         }
         // On a full disk the log makes do with the segments that it has.
@@ -224,7 +278,7 @@ impl Engine {
         wanted: Wanted,
         mut held: Option<&mut CommitState>,
     ) -> Result<Progress, Error> {
-        let (transactions, uncleared, sync_root) = {
+        let backlog = {
             let mut lock = None;
             let commits = match self.held_or_locked(turn, &mut held, &mut lock) {
                 Ok(commits) => commits,
@@ -243,29 +297,80 @@ impl Engine {
                 let settled = self.take_over(turn, commits);
                 return Ok(settled.map_or_else(Progress::PutOff, |()| Progress::Settled));
             }
-            (commits.unsettled.clone(), commits.uncleared.clone(), commits.sync_root.clone())
+            Backlog {
+                transactions: commits.unsettled.clone(),
+                uncleared: commits.uncleared.clone(),
+                sync_root: commits.sync_root.clone(),
+            }
         };
+        let transactions = &backlog.transactions;
         if transactions.is_empty() && wanted != Wanted::Always {
             return Ok(Progress::Settled);
         }
         trace::span!("atomtree.checkpoint", transactions = transactions.len());
         // Targets, originals and all their directories. The descriptor is older than all of them, so that no write-back
         // error of theirs has been reported elsewhere alone.
-        sync_root.sync_filesystem().doing("sync the file system of", "the root")?;
-        match self.write_manifest(&transactions) {
+        self.sync_filesystem(turn, wanted, &*backlog.sync_root)
+            .doing("sync the file system of", "the root")?;
+        let mut settled = 0;
+        loop {
+            let rest = &transactions[settled..];
+            let portion = settled..settled + portion(rest, self.options.log.segment_bytes);
+            settled = portion.end;
+            match self.settle_synced(turn, &backlog, portion, &mut held)? {
+                Progress::Settled if settled < transactions.len() => {}
+                // Somebody died meanwhile, and taking the lock was a recovery, which has settled more than this.
+                Progress::NotDue => return Ok(Progress::Settled),
+                progress => return Ok(progress),
+            }
+        }
+    }
+
+    /// Syncs the file system, which takes long where others have written much. Commits go on meanwhile, so the log may need
+    /// another segment, for which nobody else has the turn.
+    fn sync_filesystem(&self, turn: &CheckpointTurn<'_>, wanted: Wanted, root: &dyn Dir) -> io::Result<()> {
+        let sync = || root.sync_filesystem();
+        // Whoever waits for a checkpoint commits nothing meanwhile; and loom knows no threads that borrow.
+        if wanted != Wanted::IfDue || cfg!(loom) {
+            return sync();
+        }
+        std::thread::scope(|scope| {
+            let Ok(syncing) = Builder::new().name("atomtree-sync".into()).spawn_scoped(scope, sync) else {
+                return sync();
+            };
+            while !syncing.is_finished() {
+                self.add_wanted_spare(turn, false);
+                drop(self.wake.wait_timeout(self.unsettled.lock(), SYNC_LOOK));
+            }
+            syncing.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
+
+    /// Settles a portion of the backlog, which has been synced: writes its manifest, says so in the log, moves its originals
+    /// and frees its segments. `NotDue` if a recovery has settled it.
+    fn settle_synced(
+        &self,
+        turn: &CheckpointTurn<'_>,
+        backlog: &Backlog,
+        portion: Range<usize>,
+        held: &mut Option<&mut CommitState>,
+    ) -> Result<Progress, Error> {
+        let (transactions, uncleared) = (&backlog.transactions[portion.clone()], &backlog.uncleared);
+        match self.write_manifest(transactions) {
             // Nothing has been given up yet, and each attempt writes a file of its own.
             Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Progress::PutOff(error)),
             result => result?,
         }
-        self.clear_again(&uncleared, &transactions)?;
+        if portion.start == 0 {
+            self.clear_again(uncleared, &backlog.transactions)?;
+        }
         let recorded = {
             let mut lock = None;
-            match self.held_or_locked(turn, &mut held, &mut lock) {
-                // Somebody died meanwhile, and taking the lock was a recovery, which has settled more than this.
+            match self.held_or_locked(turn, held, &mut lock) {
                 Ok(commits) if transactions.last().is_some_and(|last| last.lsn <= commits.settled) => {
-                    return Ok(Progress::Settled);
+                    return Ok(Progress::NotDue);
                 }
-                Ok(commits) => self.record(commits, &transactions)?,
+                Ok(commits) => self.record(commits, transactions)?,
                 Err(error) => return Ok(Progress::PutOff(error)),
             }
         };
@@ -274,20 +379,20 @@ impl Engine {
             Err(error) => return Ok(Progress::PutOff(error.into())),
         };
         let is_held = held.is_some();
-        self.keep_originals(&transactions, || self.add_wanted_spare(turn, is_held))?;
+        self.keep_originals(transactions, || self.add_wanted_spare(turn, is_held))?;
         // A record outlives every file that it explains; the one that says so stays until a later one does.
         let mut lock = None;
-        let Ok(commits) = self.held_or_locked(turn, &mut held, &mut lock) else {
+        let Ok(commits) = self.held_or_locked(turn, held, &mut lock) else {
             // They are retired after the next one.
             return Ok(Progress::Settled);
         };
         commits.log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)?;
         if commits.unsettled.is_empty() {
-            self.sweep_dead(uncleared.iter().chain(&transactions))?;
+            self.sweep_dead(uncleared.iter().chain(&backlog.transactions))?;
         }
         drop(lock);
         if !transactions.is_empty() {
-            match self.prune_history(&self.options.retention, &transactions) {
+            match self.prune_history(&self.options.retention, transactions) {
                 // The next one finds what is left.
                 Err(error) if error.kind() == ErrorKind::NoSpace && !error.is_failed_sync() => {}
                 pruned => drop(pruned?),

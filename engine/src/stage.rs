@@ -246,7 +246,8 @@ impl<'a> Plan<'a> {
             return Err(Error::conflict(path.as_path(), reason));
         }
         if !is_changed {
-            if let Some(disk) = disk.filter(|_| entry.is_read) {
+            // What was made and is gone again shall not be there, whoever else has made it since.
+            if let Some(disk) = disk.filter(|_| entry.is_read || matches!(entry.now, Now::Absent)) {
                 self.prepared.reads.push(Read::Name { path: disk, parent, original: entry.original });
             }
             return Ok(());

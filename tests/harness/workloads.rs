@@ -227,6 +227,8 @@ fn contents() -> Vec<Workload> {
                 Act::Checkpoint,
             ],
         ),
+        of("large files that share blocks", BY_REFERENCE, &initial, vec![Act::Transact(streams, streamed)])
+            .prepared(|sim| sim.set_reflinks_supported(true)),
         of("questions", BY_REFERENCE, &with_link, vec![Act::Transact(asks, asked), Act::Wait, Act::Reopen])
             .tuned(|options| options.symlinks(atomtree::Symlinks::Follow)),
         of(
@@ -250,7 +252,7 @@ fn contents() -> Vec<Workload> {
         }
     }
     let acts = vec![
-        Act::Halted(vec![Op::Write("a", bytes(6000)), Op::Write("b", bytes(6000))], 11),
+        Act::Halted(vec![Op::Write("a", bytes(6000)), Op::Write("b", bytes(6000))], 13),
         Act::Crash(Crash::Kill),
     ];
     // Somebody who clears up takes one of two staged contents away; the other is the same.

@@ -313,6 +313,33 @@ fn write_skew_is_a_conflict() {
     store.close().unwrap();
 }
 
+/// Goal: what a transaction made and removed again is not there after it, so that somebody who made it meanwhile is a conflict.
+/// Method: a file and a directory, made meanwhile by another transaction and by another program.
+#[test]
+fn what_was_made_and_removed_again_is_still_absent() {
+    let (scratch, store) = opened(manual());
+    let mut is_foreign = false;
+    for make in [
+        |tx: &mut Transaction| tx.write("x", "mine").and_then(|()| tx.remove("x")),
+        |tx: &mut Transaction| tx.create_dir("x").and_then(|()| tx.remove_dir("x")),
+        |tx: &mut Transaction| tx.symlink("x", "anywhere").and_then(|()| tx.remove("x")),
+    ] {
+        let mut tx = store.begin().unwrap();
+        make(&mut tx).unwrap();
+        tx.write("other", "content").unwrap();
+        if is_foreign {
+            fs::write(scratch.path().join("x"), "theirs").unwrap();
+        } else {
+            commit(&store, |tx| tx.write("x", "theirs")).unwrap();
+        }
+        assert_eq!(kind_of(tx.commit()), ErrorKind::Conflict);
+        assert_eq!(fs::read(scratch.path().join("x")).unwrap(), b"theirs");
+        commit(&store, |tx| tx.remove("x")).unwrap();
+        is_foreign = !is_foreign;
+    }
+    store.close().unwrap();
+}
+
 /// Goal: what other programs did before `begin`, however shortly, is no conflict, and neither are the store's own
 /// commits. Method: loops without pauses: a foreign write, then a commit; and 2,000 commits of one file.
 #[test]

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use atomtree::{Checkpoints, Error, ErrorKind, Options, Store};
 use atomtree_vfs::faults::{Call, Fault, Faults, Verb, fail_nothing};
@@ -264,4 +265,105 @@ fn a_checkpoint_that_finds_no_space_for_a_header_is_made_later() {
     store.checkpoint().unwrap();
     store.close().unwrap();
     assert_eq!(options(&sim).open("/tree").unwrap().recovery(), &atomtree::RecoveryReport::default());
+}
+
+/// Goal: a checkpoint of many transactions gives the log back in portions, and one that is cut short anywhere, by a kill or a
+/// power cut, costs nothing: neither content nor history. Method: each of its operations; then a recovery, the tree, the
+/// history, and everything undone.
+#[test]
+fn a_checkpoint_in_portions_is_cut_short_anywhere() {
+    const FILES: u8 = 20;
+    let name = |number: u8| format!("f{number}");
+    let manifests = |sim: &Sim| {
+        sim.tree("/tree/.atomtree/history")
+            .keys()
+            .filter(|path| path.to_string_lossy().ends_with(".manifest"))
+            .count()
+    };
+    let mut cut = 0;
+    for operation in 1.. {
+        let sim = machine();
+        let store = options(&sim).open("/tree").unwrap();
+        for round in 0..4_u8 {
+            let mut tx = store.begin().unwrap();
+            (0..FILES).for_each(|number| tx.write(name(number), [round, number]).unwrap());
+            tx.commit().unwrap();
+        }
+        assert_eq!(manifests(&sim), 0);
+        sim.halt_at(operation);
+        if store.checkpoint().is_ok() {
+            assert_eq!(manifests(&sim), 4, "each portion has 32 names at most, which two transactions pass");
+            break;
+        }
+        cut += 1;
+        for machine in [sim.kill(), sim.power_cut(operation), sim.power_cut(1000 + operation)] {
+            let context = format!("operation {operation}");
+            let store = options(&machine).open("/tree").unwrap_or_else(|error| panic!("{context}: {error}"));
+            let report = store.recovery();
+            assert!(report.superseded.is_empty() && report.lost.is_empty(), "{context}: {report:?}");
+            let shows = |round: u8| {
+                (0..FILES).all(|number| {
+                    machine.read_file(format!("/tree/{}", name(number))).unwrap() == [round, number]
+                })
+            };
+            assert!(shows(3), "{context}");
+            assert!(names(&machine, "/tree/.atomtree/quarantine").is_empty(), "{context}");
+            let history = store.history().unwrap();
+            assert_eq!(history.len(), 4, "{context}");
+            for (past, round) in history.iter().zip([2, 1, 0]) {
+                store.undo(past.tx).unwrap_or_else(|error| panic!("{context}, {round}: {error}"));
+                assert!(shows(round), "{context}");
+            }
+            store.close().unwrap();
+        }
+    }
+    println!("{cut} operations of a checkpoint");
+    assert!(cut > 4 * 20, "{cut}");
+}
+
+/// Goal: commits go on for as long as the log may grow while a checkpoint syncs the file system, which takes long where
+/// others have written much. Method: a sync that does not return before the log has several segments more.
+#[test]
+fn commits_go_on_while_a_checkpoint_syncs() {
+    #[derive(Default)]
+    struct Sync {
+        is_reached: bool,
+        is_released: bool,
+        has_given_up: bool,
+    }
+    let sim = machine();
+    let faults = Faults::new(Arc::new(sim.clone()), fail_nothing());
+    let sync = Arc::new((Mutex::new(Sync::default()), Condvar::new()));
+    let store = options(&faults)
+        .checkpoints(Checkpoints::Background)
+        .settle_after(Duration::from_millis(1))
+        .lock_timeout(Duration::from_secs(10))
+        .open("/tree")
+        .unwrap();
+    let slow = sync.clone();
+    faults.set_rule(Arc::new(move |call| {
+        if call.verb == Verb::SyncFilesystem {
+            let mut sync = slow.0.lock().unwrap();
+            sync.is_reached = true;
+            slow.1.notify_all();
+            let longest = Duration::from_secs(20);
+            let (mut sync, waited) =
+                slow.1.wait_timeout_while(sync, longest, |sync| !sync.is_released).unwrap();
+            sync.has_given_up |= waited.timed_out();
+        }
+        None
+    }));
+    put(&store, "a", b"0").unwrap();
+    drop(sync.1.wait_while(sync.0.lock().unwrap(), |sync| !sync.is_reached).unwrap());
+    // Some two thirds of what the log may take.
+    let committed = (0..80_u32).try_for_each(|number| put(&store, "a", &number.to_le_bytes().repeat(1000)));
+    let has_given_up = {
+        let mut sync = sync.0.lock().unwrap();
+        sync.is_released = true;
+        sync.has_given_up
+    };
+    sync.1.notify_all();
+    committed.unwrap();
+    assert!(!has_given_up, "commits waited for the sync");
+    store.close().unwrap();
 }

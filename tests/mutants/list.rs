@@ -52,8 +52,28 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
         edits: &[Edit {
             file: "engine/src/checkpointer.rs",
-            from: r#"sync_root.sync_filesystem().doing("sync the file system of", "the root")?;"#,
+            from: "let sync = || root.sync_filesystem();",
+            to: "let sync = || { let _ = root; Ok(()) };",
+        }],
+    },
+    // Let nobody have another segment for as long as the file system is synced.
+    Mutant {
+        name: "add-no-segment-while-syncing",
+        suite: Suite::It("upkeep::commits_go_on_while_a_checkpoint_syncs"),
+        edits: &[Edit {
+            file: "engine/src/checkpointer.rs",
+            from: "self.add_wanted_spare(turn, false);",
             to: "",
+        }],
+    },
+    // Take what was made and removed again for untouched.
+    Mutant {
+        name: "forget-what-was-removed-again",
+        suite: Suite::It("conflicts::what_was_made_and_removed_again_is_still_absent"),
+        edits: &[Edit {
+            file: "engine/src/stage.rs",
+            from: "entry.is_read || matches!(entry.now, Now::Absent)",
+            to: "entry.is_read",
         }],
     },
     // Free the record of an edit whose name in quarantine only the cache has.
@@ -192,7 +212,7 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[
             Edit {
                 file: "engine/src/checkpointer.rs",
-                from: "        self.keep_originals(&transactions, || self.add_wanted_spare(turn, is_held))?;
+                from: "        self.keep_originals(transactions, || self.add_wanted_spare(turn, is_held))?;
 ",
                 to: "",
             },
@@ -201,7 +221,7 @@ pub const MUTANTS: &[Mutant] = &[
                 from: "        drop(lock);
         if !transactions.is_empty() {",
                 to: "        drop(lock);
-        self.keep_originals(&transactions, || self.add_wanted_spare(turn, is_held))?;
+        self.keep_originals(transactions, || self.add_wanted_spare(turn, is_held))?;
         if !transactions.is_empty() {",
             },
         ],

@@ -245,6 +245,11 @@ impl Sim {
         self.state.lock().exchange_supported = supported;
     }
 
+    /// Whether files can share blocks; not so by default.
+    pub fn set_reflinks_supported(&self, supported: bool) {
+        self.state.lock().reflinks_supported = supported;
+    }
+
     /// Whether the cache cannot be dropped, as when another program maps the file; not so by default.
     pub fn set_cache_pinned(&self, pinned: bool) {
         self.state.lock().cache_pinned = pinned;

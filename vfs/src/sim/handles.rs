@@ -571,9 +571,8 @@ impl File for SimFile {
         })
     }
 
-    /// Never, so that whole copies are what is explored.
-    fn reflink_from(&self, _: &dyn File) -> bool {
-        false
+    fn reflink_from(&self, source: &dyn File) -> bool {
+        self.handle.sim.state.lock().reflinks_supported && self.copy_from(source).is_ok()
     }
 
     fn read_ahead(&self) {}

@@ -155,6 +155,7 @@ pub(super) struct State {
     /// Write-back errors of the whole file system, as [`Inode::failures`].
     pub(super) failures: u64,
     pub(super) exchange_supported: bool,
+    pub(super) reflinks_supported: bool,
     pub(super) cache_pinned: bool,
     pub(super) inode_reuse: bool,
     pub(super) sync_keeps_names: bool,
@@ -186,6 +187,7 @@ impl State {
             fail_next_sync: false,
             failures: 0,
             exchange_supported: true,
+            reflinks_supported: false,
             cache_pinned: false,
             inode_reuse: false,
             sync_keeps_names: false,
