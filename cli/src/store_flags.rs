@@ -28,7 +28,7 @@ const NUMBERS: &[Number] = &[
     Number { name: "settle-after-ms", unit: "MS", help: "How long after the first unsettled commit a checkpoint starts in the background [default: 1000]", set: |options, ms| options.settle_after(Duration::from_millis(ms)) },
     Number { name: "history-bytes-max", unit: "BYTES", help: "What the history may take, originals included, by which transactions can be undone [default: 1073741824]", set: Options::history_bytes_max },
     Number { name: "history-age-max-days", unit: "DAYS", help: "How old a transaction gets before the history forgets it [default: 30]", set: |options, days| options.history_age_max(Some(Duration::from_secs(days.saturating_mul(86_400)))) },
-    Number { name: "history-transactions-max", unit: "N", help: "How many settled transactions the history keeps, but for those of one checkpoint [default: any number]", set: Options::history_transactions_max },
+    Number { name: "history-transactions-max", unit: "N", help: "How many settled transactions the history keeps, but for some that were settled together [default: any number]", set: Options::history_transactions_max },
     Number { name: "quarantine-bytes-max", unit: "BYTES", help: "What the quarantine may take before commits are refused until `prune --quarantine` empties it [default: 1073741824]", set: |options, bytes| options.quarantine_bytes_max(Some(bytes)) },
     Number { name: "guard-cache-bytes-max", unit: "BYTES", help: "What the images may take that guards leave for the next one, which then copies only what has changed [default: 1073741824]", set: Options::guard_cache_bytes_max },
 ];

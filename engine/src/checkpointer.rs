@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -24,20 +25,24 @@ use atomtree_wal::{self as wal, Log, Lsn};
 
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::{CheckpointTurn, CommitLock, CommitState};
+use crate::options::Checkpoints;
 use crate::store::Engine;
 use crate::trace;
 
 /// Under load, checkpoints take at most about a tenth of the time.
 const PAUSE_FACTOR: u32 = 10;
 
+/// In about how many portions a checkpoint settles what fills the log.
+const PORTIONS_MAX: u64 = 16;
+
 /// What a name takes in the log, about, if little is written to it.
 const NAME_BYTES: u64 = 2 << 10;
 
-/// How often who syncs looks whether it is done.
-const SYNC_LOOK: Duration = Duration::from_millis(1);
+/// How long who has something synced waits to be woken.
+const SYNC_LOOK: Duration = Duration::from_millis(100);
 
-/// How often who waits for room in the log looks whether there is some.
-const ROOM_LOOK: Duration = Duration::from_millis(1);
+/// How often who waits for room in the log looks whether another process has made some.
+const ROOM_LOOK: Duration = Duration::from_millis(20);
 
 /// The log is rotated at a clean close if its active segment holds more than this, so that the next open has little
 /// to read.
@@ -75,13 +80,16 @@ struct Backlog {
     sync_root: Arc<dyn Dir>,
 }
 
-/// How many of these transactions are settled before the log is given back what they took: about a segment of it, but one
-/// at least. Where there are many, all at once would keep who commits waiting for long.
-fn portion(transactions: &[Arc<Committed<'static>>], segment_bytes: u64) -> usize {
-    let mut names = 0;
+/// How many of these transactions are settled before the log is given back what they took, about so much of it: but one at
+/// least. Where there are many, all at once would keep who commits waiting for long.
+fn portion(transactions: &[Arc<Committed<'static>>], bytes_max: u64) -> usize {
+    let mut bytes = 0;
     let is_within = |transaction: &&Arc<Committed<'static>>| {
-        names += transaction.changes.len() as u64;
-        names <= segment_bytes / NAME_BYTES
+        let changes = transaction.changes.iter();
+        bytes += changes
+            .map(|change| NAME_BYTES * (1 + change.contents.len() as u64) + change.after.inline_bytes())
+            .sum::<u64>();
+        bytes <= bytes_max
     };
     transactions.iter().take_while(is_within).count().max(1).min(transactions.len())
 }
@@ -89,6 +97,8 @@ fn portion(transactions: &[Arc<Committed<'static>>], segment_bytes: u64) -> usiz
 /// How a checkpoint ended that did not fail.
 enum Progress {
     Settled,
+    /// A recovery has settled it.
+    Recovered,
     /// There was no reason for one any more.
     NotDue,
     /// There was no space for the manifest, or somebody held a lock for too long, and nothing was given up: it can be tried
@@ -136,37 +146,63 @@ impl Engine {
         }
     }
 
-    /// Makes room in a log that was full when it held `used_bytes`: by a checkpoint, else by another segment, else by
-    /// going on in the next one so that the present one can be freed.
+    /// How often the log was given segments, or some of its own back, by this process.
+    pub(crate) fn room(&self) -> u64 {
+        self.room.load(Ordering::Relaxed)
+    }
+
+    fn note_room(&self) {
+        self.room.fetch_add(1, Ordering::Relaxed);
+        // Whoever has looked in vain waits by now.
+        drop(self.unsettled.lock());
+        self.wake.notify_all();
+    }
+
+    /// Makes a checkpoint; or, while another is being made, which frees segments in portions and adds others, waits until it
+    /// has. Returns whether there may be room without a checkpoint of one's own.
+    fn checkpoint_or_room(&self, used_bytes: u64, room_before: u64) -> Result<bool, Error> {
+        let begun = now();
+        let deadline = self.options.deadline();
+        // Who looks now and then is served after those who wait, so in the end it waits as they do. In loom no time passes.
+        let look_until = if cfg!(loom) { begun } else { begun + (deadline - begun) / 2 };
+        while now() < look_until {
+            self.check_settling()?;
+            if let Some(turn) = self.try_checkpoint_turn()? {
+                self.settle_in_turn(&turn, Wanted::IfAny, None)?;
+                return Ok(false);
+            }
+            let unsettled = self.unsettled.lock();
+            if self.room() > room_before {
+                return Ok(true);
+            }
+            drop(self.wake.wait_timeout(unsettled, ROOM_LOOK));
+            if self.room() > room_before || self.lock_commits(deadline)?.log.used_bytes() < used_bytes {
+                return Ok(true);
+            }
+        }
+        let turn = self.checkpoint_turn(deadline)?;
+        self.settle_in_turn(&turn, Wanted::IfAny, None)?;
+        Ok(false)
+    }
+
+    /// Makes room in a log that was full when it held `used_bytes`, and had been given room so often: by a checkpoint, else
+    /// by another segment, else by going on in the next one so that the present one can be freed.
     ///
     /// # Errors
     /// `no_space` if none of these helps: then the transaction is too large for this log.
-    pub(crate) fn make_room(&self, used_bytes: u64) -> Result<(), Error> {
+    pub(crate) fn make_room(&self, used_bytes: u64, room_before: u64) -> Result<(), Error> {
         trace::event!(INFO, "log full", used_bytes = used_bytes);
-        let deadline = self.options.deadline();
-        let has_room = |spares_before: usize| -> Result<bool, Error> {
-            let commits = self.lock_commits(deadline)?;
-            Ok(commits.log.used_bytes() < used_bytes || commits.log.spares() > spares_before)
-        };
-        // Who makes a checkpoint already makes room in portions, and adds segments.
-        let spares = self.lock_commits(deadline)?.log.spares();
-        let turn = loop {
-            self.check_settling()?;
-            if let Some(turn) = self.try_checkpoint_turn()? {
-                break turn;
+        match self.checkpoint_or_room(used_bytes, room_before) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // A part of what it settled may have made room all the same.
+            Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Locked) => {
+                return if self.room() > room_before { Ok(()) } else { Err(error) };
             }
-            if has_room(spares)? {
-                return Ok(());
-            }
-            if now() >= deadline || cfg!(loom) {
-                // Tells who has it. In loom no time passes, so nobody looks again.
-                break self.checkpoint_turn(deadline)?;
-            }
-            std::thread::sleep(ROOM_LOOK);
-        };
-        self.settle_in_turn(&turn, Wanted::IfAny, None)?;
-        drop(turn);
-        if has_room(usize::MAX)? {
+            Err(error) => return Err(error),
+        }
+        let used_now = self.lock_commits(self.options.deadline())?.log.used_bytes();
+        if used_now < used_bytes {
             return Ok(());
         }
         // On a full disk the log makes do with the segments that it has.
@@ -254,7 +290,7 @@ impl Engine {
         unsettled.last_duration = now() - start;
         unsettled.last_end = Some(now());
         match result {
-            Ok(Progress::Settled | Progress::NotDue) => Ok(()),
+            Ok(Progress::Settled | Progress::Recovered | Progress::NotDue) => Ok(()),
             Ok(Progress::PutOff(error)) => {
                 unsettled.since.get_or_insert_with(now);
                 // Whoever tried may not have been the checkpointer, which has to come back to it.
@@ -310,44 +346,64 @@ impl Engine {
         trace::span!("atomtree.checkpoint", transactions = transactions.len());
         // Targets, originals and all their directories. The descriptor is older than all of them, so that no write-back
         // error of theirs has been reported elsewhere alone.
-        self.sync_filesystem(turn, wanted, &*backlog.sync_root)
+        self.sync_filesystem(turn, held.is_some(), &*backlog.sync_root)
             .doing("sync the file system of", "the root")?;
+        let log = self.options.log;
+        // Who holds the commit lock lets nobody profit, and whose segments are small would profit too little.
+        let portion_bytes =
+            if held.is_some() { u64::MAX } else { log.segment_bytes.max(log.log_bytes_max / PORTIONS_MAX) };
         let mut settled = 0;
         loop {
             let rest = &transactions[settled..];
-            let portion = settled..settled + portion(rest, self.options.log.segment_bytes);
+            let portion = settled..settled + portion(rest, portion_bytes);
             settled = portion.end;
             match self.settle_synced(turn, &backlog, portion, &mut held)? {
                 Progress::Settled if settled < transactions.len() => {}
-                // Somebody died meanwhile, and taking the lock was a recovery, which has settled more than this.
-                Progress::NotDue => return Ok(Progress::Settled),
-                progress => return Ok(progress),
+                progress => {
+                    if !matches!(progress, Progress::Settled) {
+                        // There may be a manifest that no record says anything of.
+                        self.shelves.lock().forget();
+                    }
+                    return Ok(progress);
+                }
             }
         }
     }
 
     /// Syncs the file system, which takes long where others have written much. Commits go on meanwhile, so the log may need
     /// another segment, for which nobody else has the turn.
-    fn sync_filesystem(&self, turn: &CheckpointTurn<'_>, wanted: Wanted, root: &dyn Dir) -> io::Result<()> {
+    fn sync_filesystem(&self, turn: &CheckpointTurn<'_>, is_held: bool, root: &dyn Dir) -> io::Result<()> {
         let sync = || root.sync_filesystem();
-        // Whoever waits for a checkpoint commits nothing meanwhile; and loom knows no threads that borrow.
-        if wanted != Wanted::IfDue || cfg!(loom) {
+        // Under the commit lock nobody commits; without a thread of the store's own nobody adds segments ahead of time; and
+        // loom knows no threads that borrow.
+        if is_held || self.options.checkpoints == Checkpoints::Manual || cfg!(loom) {
             return sync();
         }
+        let is_done = AtomicBool::new(false);
+        let sync_and_tell = || {
+            let synced = sync();
+            is_done.store(true, Ordering::Relaxed);
+            drop(self.unsettled.lock());
+            self.wake.notify_all();
+            synced
+        };
         std::thread::scope(|scope| {
-            let Ok(syncing) = Builder::new().name("atomtree-sync".into()).spawn_scoped(scope, sync) else {
-                return sync();
-            };
+            let builder = Builder::new().name("atomtree-sync".into());
+            let Ok(syncing) = builder.spawn_scoped(scope, sync_and_tell) else { return sync() };
             while !syncing.is_finished() {
                 self.add_wanted_spare(turn, false);
-                drop(self.wake.wait_timeout(self.unsettled.lock(), SYNC_LOOK));
+                let unsettled = self.unsettled.lock();
+                if is_done.load(Ordering::Relaxed) {
+                    break;
+                }
+                drop(self.wake.wait_timeout(unsettled, SYNC_LOOK));
             }
             syncing.join().unwrap_or_else(|panic| resume_unwind(panic))
         })
     }
 
     /// Settles a portion of the backlog, which has been synced: writes its manifest, says so in the log, moves its originals
-    /// and frees its segments. `NotDue` if a recovery has settled it.
+    /// and frees its segments.
     fn settle_synced(
         &self,
         turn: &CheckpointTurn<'_>,
@@ -367,8 +423,9 @@ impl Engine {
         let recorded = {
             let mut lock = None;
             match self.held_or_locked(turn, held, &mut lock) {
+                // Somebody died meanwhile, and taking the lock was a recovery, which has settled more than this.
                 Ok(commits) if transactions.last().is_some_and(|last| last.lsn <= commits.settled) => {
-                    return Ok(Progress::NotDue);
+                    return Ok(Progress::Recovered);
                 }
                 Ok(commits) => self.record(commits, transactions)?,
                 Err(error) => return Ok(Progress::PutOff(error)),
@@ -386,7 +443,9 @@ impl Engine {
             // They are retired after the next one.
             return Ok(Progress::Settled);
         };
-        commits.log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)?;
+        if commits.log.retire(watermark.next()).map_err(atomtree_recovery::Error::Log)? > 0 {
+            self.note_room();
+        }
         if commits.unsettled.is_empty() {
             self.sweep_dead(uncleared.iter().chain(&backlog.transactions))?;
         }
@@ -555,6 +614,7 @@ impl Engine {
         let spare = builder.build().map_err(atomtree_recovery::Error::Log)?;
         let mut commits = self.lock_commits_in(turn, self.options.deadline())?;
         commits.log.add_spare(spare);
+        self.note_room();
         Ok(true)
     }
 

@@ -100,6 +100,7 @@ impl Engine {
         let mut announcement = self.group.announce();
         let mut prepared = self.plan_and_stage(transaction)?;
         loop {
+            let room = self.room();
             let mut outcomes = self.hand_in(announcement, vec![prepared])?;
             match outcomes.pop().expect("there is one for each") {
                 Outcome::Committed(receipt) if durability == Durability::Settled => {
@@ -109,7 +110,7 @@ impl Engine {
                 Outcome::Failed(error) => return Err(error),
                 Outcome::Full(again, used_bytes) => {
                     prepared = *again;
-                    self.make_room(used_bytes)?;
+                    self.make_room(used_bytes, room)?;
                     announcement = self.group.announce();
                 }
                 Outcome::Unsettled(again) => {

@@ -2,6 +2,7 @@
 
 mod writer;
 
+use std::collections::HashMap;
 use std::io::{self, IoSlice, Read};
 use std::ops::Range;
 use std::sync::Arc;
@@ -249,46 +250,60 @@ impl EditedFile {
         Self { base, size, edits: Vec::new() }
     }
 
-    /// Writes the whole into an empty file, and returns its digest. Nothing is synced.
-    pub(crate) fn write_to(&self, file: &dyn File) -> io::Result<Digest> {
+    /// Writes the whole into an empty file, and returns its length and digest. Nothing is synced.
+    pub(crate) fn write_to(&self, file: &dyn File) -> io::Result<(u64, Digest)> {
         if file.reflink_from(&*self.base) {
             for (offset, bytes) in &self.edits {
                 file.write_at(&[IoSlice::new(bytes)], *offset)?;
             }
-            return Ok(Digest::of_file(file)?.1);
+            // A base that has grown since is told by the check.
+            file.set_len(self.size)?;
+            return Digest::of_file(file);
+        }
+        let mut edits: HashMap<u64, Vec<&(u64, Vec<u8>)>> = HashMap::new();
+        let number = |offset: u64| offset / PIECE_BYTES as u64;
+        for edit in &self.edits {
+            for piece in number(edit.0)..=number(edit.0 + edit.1.len() as u64) {
+                edits.entry(piece).or_default().push(edit);
+            }
         }
         let mut writer = Writer::new(file);
         let mut piece = Vec::new();
         let mut offset = 0;
         while offset < self.size {
             piece.resize((self.size - offset).min(PIECE_BYTES as u64) as usize, 0);
-            self.read_piece(offset, &mut piece)?;
+            self.read_base(offset, &mut piece)?;
+            for edit in edits.get(&number(offset)).into_iter().flatten() {
+                overlay(offset, &mut piece, edit);
+            }
             offset += piece.len() as u64;
             piece = writer.write(piece)?;
         }
-        Ok(writer.finish().1)
+        Ok(writer.finish())
     }
 
-    /// Fills `piece` with what shall stand at `offset`.
-    fn read_piece(&self, offset: u64, piece: &mut [u8]) -> io::Result<()> {
+    /// Fills `piece` with what the base has at `offset`, and zeros behind its end.
+    fn read_base(&self, offset: u64, piece: &mut [u8]) -> io::Result<()> {
         let mut filled = 0;
-        loop {
-            match self.base.read_at(&mut piece[filled..], offset + filled as u64)? {
-                0 => break,
-                read => filled += read,
+        while filled < piece.len() {
+            let read = self.base.read_at(&mut piece[filled..], offset + filled as u64)?;
+            if read == 0 {
+                piece[filled..].fill(0);
+                break;
             }
-        }
-        // Past the old end.
-        piece[filled..].fill(0);
-        let end = offset + piece.len() as u64;
-        for (start, bytes) in &self.edits {
-            let (from, to) = ((*start).max(offset), (start + bytes.len() as u64).min(end));
-            if from < to {
-                piece[(from - offset) as usize..(to - offset) as usize]
-                    .copy_from_slice(&bytes[(from - start) as usize..(to - start) as usize]);
-            }
+            filled += read;
         }
         Ok(())
+    }
+}
+
+/// Writes what an edit has for the bytes at `offset`.
+fn overlay(offset: u64, piece: &mut [u8], (start, bytes): &(u64, Vec<u8>)) {
+    let from = (*start).max(offset);
+    let to = (start + bytes.len() as u64).min(offset + piece.len() as u64);
+    if from < to {
+        let edit = &bytes[(from - start) as usize..(to - start) as usize];
+        piece[(from - offset) as usize..(to - offset) as usize].copy_from_slice(edit);
     }
 }
 
@@ -305,22 +320,26 @@ impl NewContent {
         memory_bytes_max: usize,
         failed: &mut Failed,
     ) -> io::Result<Arc<Self>> {
-        let mut first = Vec::new();
-        source.take(memory_bytes_max as u64 + 1).read_to_end(&mut first)?;
-        if first.len() <= memory_bytes_max {
-            return Ok(Self::bytes(first));
+        let mut piece = Vec::new();
+        source.take(memory_bytes_max as u64 + 1).read_to_end(&mut piece)?;
+        if piece.len() <= memory_bytes_max {
+            return Ok(Self::bytes(piece));
         }
         *failed = Failed::Writing;
         let slot = StagedSlot::new(stage);
         let file = stage.create_file(&slot.slot)?;
         let mut writer = Writer::new(&*file);
-        let mut piece = first;
-        while !piece.is_empty() {
+        loop {
+            // Filled up, so that no page goes to the device in two parts.
+            let missing = piece.len().max(1).next_multiple_of(PIECE_BYTES) - piece.len();
+            *failed = Failed::Reading;
+            source.take(missing as u64).read_to_end(&mut piece)?;
+            *failed = Failed::Writing;
+            if piece.is_empty() {
+                break;
+            }
             piece = writer.write(piece)?;
             piece.clear();
-            *failed = Failed::Reading;
-            source.take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
-            *failed = Failed::Writing;
         }
         let (size, digest) = writer.finish();
         Ok(Arc::new(Self::Streamed(Arc::new(StreamedFile { file, size, digest, slot }))))

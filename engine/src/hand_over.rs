@@ -39,7 +39,7 @@ pub(crate) struct CommitState {
     pub(crate) unsettled: Vec<Arc<Committed<'static>>>,
     /// How many of those move or remove directories, or change what kind of thing a name is.
     pub(crate) unsettled_barriers: usize,
-    /// What the last checkpoint of another process settled. That may have died before it discarded the originals.
+    /// What the last record of another process's checkpoint settled. That may have died before it discarded the originals.
     pub(crate) uncleared: Vec<Arc<Committed<'static>>>,
     /// Whether every commit in the log has been applied: between a round's appends and its apply none may be settled.
     pub(crate) is_all_applied: bool,
@@ -360,6 +360,8 @@ impl Engine {
         commits: &mut CommitState,
     ) -> Result<(), Error> {
         trace::span!("atomtree.take_over");
+        // Whoever died may have left a manifest, and this recovery writes one.
+        self.shelves.lock().forget();
         let (store, _) = StoreFile::read(&*self.places.store)?;
         let (mut log, scan) = Log::open(self.places.wal.clone(), store.id, self.options.log)
             .map_err(atomtree_recovery::Error::Log)?;

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use atomtree_recovery::Doing;
 use atomtree_recovery::analyze;
@@ -174,6 +175,7 @@ impl Engine {
             is_bound,
             who,
             shelves: Mutex::default(),
+            room: AtomicU64::new(0),
             report,
             take_overs: Mutex::default(),
             warnings,

@@ -142,8 +142,8 @@ impl Options {
     }
 
     /// Contents up to this many bytes travel inside the log, so that their files need no sync of their own. Default
-    /// 1 MiB; a transaction's contents together take at most a quarter of a segment. Contents of more than 1 MiB that
-    /// are streamed, patched or appended to never do.
+    /// 1 MiB; a transaction's contents together take at most a quarter of a segment. Contents of more than 512 KiB that are
+    /// streamed, and of more than 1 MiB that are patched or appended to, never do.
     #[must_use]
     pub fn inline_bytes_max(mut self, bytes: u64) -> Self {
         self.inline_bytes_max = bytes;
@@ -183,8 +183,8 @@ impl Options {
     }
 
     /// What the history may take, in bytes: its manifests, and the originals by which transactions can be undone.
-    /// Default 1 GiB. What it grows beyond that is forgotten at the next checkpoint, the oldest first and a checkpoint's
-    /// worth at a time; an original that is larger is not kept. With 0 there is no history.
+    /// Default 1 GiB. What it grows beyond that is forgotten at the next checkpoint, the oldest first and at a time
+    /// what was settled together; an original that is larger is not kept. With 0 there is no history.
     #[must_use]
     pub fn history_bytes_max(mut self, bytes: u64) -> Self {
         self.retention.bytes_max = bytes;
@@ -198,7 +198,7 @@ impl Options {
         self
     }
 
-    /// How many settled transactions the history keeps; a checkpoint's worth more, because those are forgotten together.
+    /// How many settled transactions the history keeps; some more, because those that were settled together are forgotten together.
     /// Default any number.
     #[must_use]
     pub fn history_transactions_max(mut self, transactions: u64) -> Self {

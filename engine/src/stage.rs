@@ -507,48 +507,45 @@ impl<'a> Plan<'a> {
             _ => None,
         };
         let inode_of = |file: &dyn File| file.metadata().map(|found| found.inode);
+        let by_reference = |write: &dyn Fn(&dyn File) -> io::Result<(u64, Digest)>| {
+            let slot = StagedSlot::new(stage);
+            let staged = stage.create_file(&slot.slot)?;
+            let (size, digest) = write(&*staged)?;
+            attributes.set_on_file(&*staged)?;
+            let inode = inode_of(&*staged)?;
+            Ok::<_, io::Error>((staged, inode, Staged::Here(slot), size, Content::Digest(digest)))
+        };
         let (staged, inode, owner, size, content) = match &**read.as_ref().unwrap_or(content) {
-            NewContent::Bytes(bytes) if bytes.len() as u64 <= inline_bytes_max => {
+            // Of a short one nothing would be on its way early.
+            NewContent::Bytes(bytes) if bytes.len() as u64 <= inline_bytes_max.max(PIECE_BYTES as u64) => {
                 let slot = StagedSlot::new(stage);
                 let (staged, inode) = stage.write(&slot.slot, bytes, attributes)?;
                 let size = bytes.len() as u64;
-                staging.inline_budget -= size;
-                let content = Content::Inline(Bytes::Shared(bytes.clone()));
+                let content = if size <= inline_bytes_max {
+                    staging.inline_budget -= size;
+                    Content::Inline(Bytes::Shared(bytes.clone()))
+                } else {
+                    Content::Digest(Digest::of(bytes))
+                };
                 (staged, inode, Staged::Here(slot), size, content)
             }
-            NewContent::Bytes(bytes) => {
-                let slot = StagedSlot::new(stage);
-                let staged = stage.create_file(&slot.slot)?;
-                let (mut writer, mut piece) = (Writer::new(&*staged), Vec::new());
+            NewContent::Bytes(bytes) => by_reference(&|file| {
+                let (mut writer, mut piece) = (Writer::new(file), Vec::new());
                 for bytes in bytes.chunks(PIECE_BYTES) {
                     piece.clear();
                     piece.extend_from_slice(bytes);
                     piece = writer.write(piece)?;
                 }
-                let (size, digest) = writer.finish();
-                attributes.set_on_file(&*staged)?;
-                let inode = inode_of(&*staged)?;
-                (staged, inode, Staged::Here(slot), size, Content::Digest(digest))
-            }
-            NewContent::Kept(kept) => {
-                let slot = StagedSlot::new(stage);
-                let staged = stage.create_file(&slot.slot)?;
-                staged.copy_from(&*kept.open()?)?;
-                attributes.set_on_file(&*staged)?;
+                Ok(writer.finish())
+            })?,
+            NewContent::Kept(kept) => by_reference(&|file| {
+                file.copy_from(&*kept.open()?)?;
                 // What was copied is compared, and not what it was copied from.
-                let (size, digest) = Digest::of_file(&*staged)?;
+                let (size, digest) = Digest::of_file(file)?;
                 kept.check(digest)?;
-                let inode = inode_of(&*staged)?;
-                (staged, inode, Staged::Here(slot), size, Content::Digest(digest))
-            }
-            NewContent::Edited(edited) => {
-                let slot = StagedSlot::new(stage);
-                let staged = stage.create_file(&slot.slot)?;
-                let digest = edited.write_to(&*staged)?;
-                attributes.set_on_file(&*staged)?;
-                let inode = inode_of(&*staged)?;
-                (staged, inode, Staged::Here(slot), edited.size, Content::Digest(digest))
-            }
+                Ok((size, digest))
+            })?,
+            NewContent::Edited(edited) => by_reference(&|file| edited.write_to(file))?,
             NewContent::Streamed(streamed) => {
                 attributes.set_on_file(&*streamed.file)?;
                 let (size, digest, inode) = (streamed.size, streamed.digest, inode_of(&*streamed.file)?);

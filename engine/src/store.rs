@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use atomtree_recovery::ballast::Ballast;
@@ -93,6 +94,9 @@ pub(crate) struct Engine {
     pub(crate) who: Who,
     /// What the history holds. Taken after `checkpoint_turn`.
     pub(crate) shelves: Mutex<Shelves>,
+    /// How often the log was given segments, or some of its own back. No condition goes by it without a time limit, so loom
+    /// need not know it.
+    pub(crate) room: AtomicU64,
     pub(crate) report: Report,
     /// What this process finished for others since.
     pub(crate) take_overs: Mutex<Vec<Report>>,

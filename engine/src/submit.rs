@@ -169,6 +169,7 @@ impl Engine {
         let (mut parcel, mut orders): (Vec<Prepared>, Vec<Order>) =
             parcel.into_iter().map(|Submitted { prepared, order }| (prepared, order)).unzip();
         while !parcel.is_empty() {
+            let room = self.room();
             let outcomes = match self.hand_in(self.group.announce(), std::mem::take(&mut parcel)) {
                 Ok(outcomes) => outcomes,
                 Err(error) => {
@@ -203,7 +204,7 @@ impl Engine {
                 return;
             }
             let result = match used_bytes {
-                Some(used_bytes) => self.make_room(used_bytes),
+                Some(used_bytes) => self.make_room(used_bytes, room),
                 None => self.checkpoint(),
             };
             if let Err(error) = result {

@@ -10,7 +10,7 @@
 //! head     u64 transactions, u64 bytes that their images take, i64 time of the newest, u32 CRC-32 of these
 //! ```
 //!
-//! One file for each checkpoint. An original is moved into `images/` only when a manifest that names it is durable, and
+//! One file for each record of a checkpoint. An original is moved into `images/` only when a manifest that names it is durable, and
 //! unlinked only when none does any more. Changing the layout or a summary's fields changes the version; manifests of
 //! version 1, without head and images, are still read.
 

@@ -210,6 +210,14 @@ impl After<'_> {
         }
     }
 
+    /// What of its content travels in the log, in bytes.
+    pub fn inline_bytes(&self) -> u64 {
+        match self {
+            Self::File { content: Content::Inline(bytes), .. } => bytes.len() as u64,
+            _ => 0,
+        }
+    }
+
     /// The kind of what shall stand there, where it is not what stands there already.
     pub fn kind(&self) -> Option<Kind> {
         match self {

@@ -30,7 +30,7 @@ pub struct Retention {
     pub bytes_max: u64,
     /// How old a transaction may get; `None` for any age.
     pub age_max: Option<Duration>,
-    /// How many transactions are kept at most, but for those of one checkpoint.
+    /// How many transactions are kept at most, but for those of one manifest.
     pub transactions_max: u64,
 }
 
@@ -97,9 +97,10 @@ impl Shelves {
         Ok(())
     }
 
-    /// Forgets what is known of a manifest that was written anew.
-    pub fn forget(&mut self, name: &OsStr) {
-        self.0.remove(name);
+    /// Forgets everything, so that the next to need it looks: manifests were written anew, or one may have come that is not
+    /// known.
+    pub fn forget(&mut self) {
+        self.0.clear();
     }
 
     /// The manifests that go, oldest first. No time passes backwards: one that is newer than `now` stays.
@@ -309,7 +310,7 @@ pub fn scrub(places: &Places, shelves: &mut Shelves, path: &TreePath) -> Result<
             // In this order: what is to be unlinked is found again after a crash, and nothing that is named is unlinked.
             manifest::write_going(&*places.history, &gone)?;
             manifest::write(&*places.history, &summaries)?;
-            shelves.forget(&name);
+            shelves.forget();
         }
     }
     for image in &wiped {

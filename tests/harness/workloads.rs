@@ -252,7 +252,7 @@ fn contents() -> Vec<Workload> {
         }
     }
     let acts = vec![
-        Act::Halted(vec![Op::Write("a", bytes(6000)), Op::Write("b", bytes(6000))], 13),
+        Act::Halted(vec![Op::Write("a", bytes(6000)), Op::Write("b", bytes(6000))], 11),
         Act::Crash(Crash::Kill),
     ];
     // Somebody who clears up takes one of two staged contents away; the other is the same.

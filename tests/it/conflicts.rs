@@ -318,24 +318,26 @@ fn write_skew_is_a_conflict() {
 #[test]
 fn what_was_made_and_removed_again_is_still_absent() {
     let (scratch, store) = opened(manual());
-    let mut is_foreign = false;
-    for make in [
-        |tx: &mut Transaction| tx.write("x", "mine").and_then(|()| tx.remove("x")),
-        |tx: &mut Transaction| tx.create_dir("x").and_then(|()| tx.remove_dir("x")),
-        |tx: &mut Transaction| tx.symlink("x", "anywhere").and_then(|()| tx.remove("x")),
-    ] {
-        let mut tx = store.begin().unwrap();
-        make(&mut tx).unwrap();
-        tx.write("other", "content").unwrap();
-        if is_foreign {
-            fs::write(scratch.path().join("x"), "theirs").unwrap();
-        } else {
-            commit(&store, |tx| tx.write("x", "theirs")).unwrap();
+    for is_foreign in [false, true] {
+        for make_and_remove in [
+            |tx: &mut Transaction| tx.write("x", "mine").and_then(|()| tx.remove("x")),
+            |tx: &mut Transaction| tx.create_dir("x").and_then(|()| tx.remove_dir("x")),
+            |tx: &mut Transaction| tx.symlink("x", "anywhere").and_then(|()| tx.remove("x")),
+        ] {
+            let mut tx = store.begin().unwrap();
+            make_and_remove(&mut tx).unwrap();
+            tx.write("other", "content").unwrap();
+            if is_foreign {
+                fs::write(scratch.path().join("x"), "theirs").unwrap();
+            } else {
+                commit(&store, |tx| tx.write("x", "theirs")).unwrap();
+            }
+            assert_eq!(kind_of(tx.commit()), ErrorKind::Conflict);
+            assert_eq!(fs::read(scratch.path().join("x")).unwrap(), b"theirs");
+            commit(&store, |tx| tx.remove("x")).unwrap();
+            // And nobody is in the way where nobody made it.
+            commit(&store, make_and_remove).unwrap();
         }
-        assert_eq!(kind_of(tx.commit()), ErrorKind::Conflict);
-        assert_eq!(fs::read(scratch.path().join("x")).unwrap(), b"theirs");
-        commit(&store, |tx| tx.remove("x")).unwrap();
-        is_foreign = !is_foreign;
     }
     store.close().unwrap();
 }

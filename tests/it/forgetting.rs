@@ -266,4 +266,9 @@ fn a_checkpoint_lists_the_history_only_behind_anothers() {
     for number in 0..12 {
         checkpoint(if number % 3 == 0 { &beside } else { &store });
     }
+    // A scrub writes manifests anew: what is known of them is nothing any more.
+    store.scrub("a").unwrap();
+    for _ in 0..3 {
+        checkpoint(&store);
+    }
 }

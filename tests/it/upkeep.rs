@@ -321,6 +321,66 @@ fn a_checkpoint_in_portions_is_cut_short_anywhere() {
     assert!(cut > 4 * 20, "{cut}");
 }
 
+/// Goal: a process that reads the log between two portions of another's checkpoint knows what is settled and what is not.
+/// Method: at each call of the checkpoint the other one commits, unless the lock is in its way, and then settles the rest;
+/// the tree, the history, and everything undone by it.
+#[test]
+fn portions_of_a_checkpoint_are_taken_up_by_another_process() {
+    const FILES: u8 = 20;
+    let name = |number: u8| format!("f{number}");
+    let (mut went_on, mut call) = (0, 0);
+    loop {
+        call += 1;
+        let sim = machine();
+        let beside = options(&sim.another_process()).lock_timeout(Duration::ZERO).open("/tree").unwrap();
+        let faults = Faults::new(Arc::new(sim.clone()), fail_nothing());
+        let store = options(&faults).open("/tree").unwrap();
+        for round in 0..4_u8 {
+            let mut tx = store.begin().unwrap();
+            (0..FILES).for_each(|number| tx.write(name(number), [round, number]).unwrap());
+            tx.commit().unwrap();
+        }
+        let at = faults.calls() + call;
+        let (shared, has_committed) = (beside.clone(), Arc::new(AtomicBool::new(false)));
+        let committed = Arc::clone(&has_committed);
+        faults.set_rule(Arc::new(move |made| {
+            if made.number == at {
+                let done = put(&shared, "beside", b"1");
+                committed.store(done.is_ok(), Ordering::Relaxed);
+            }
+            None
+        }));
+        store.checkpoint().unwrap();
+        let last = faults.calls();
+        faults.set_rule(fail_nothing());
+        let context = format!("call {call}");
+        let is_committed = has_committed.load(Ordering::Relaxed);
+        went_on += u64::from(is_committed);
+        beside.checkpoint().unwrap_or_else(|error| panic!("{context}: {error}"));
+        let history = beside.history().unwrap();
+        assert_eq!(history.len(), 4 + usize::from(is_committed), "{context}");
+        let shows = |round: u8| {
+            (0..FILES)
+                .all(|number| sim.read_file(format!("/tree/{}", name(number))).unwrap() == [round, number])
+        };
+        assert!(shows(3), "{context}");
+        let rounds = history.iter().skip(usize::from(is_committed));
+        for (past, round) in rounds.zip([2, 1, 0]) {
+            beside.undo(past.tx).unwrap_or_else(|error| panic!("{context}, {round}: {error}"));
+            assert!(shows(round), "{context}");
+        }
+        put(&store, "last", b"1").unwrap_or_else(|error| panic!("{context}: {error}"));
+        store.close().unwrap();
+        beside.close().unwrap();
+        assert!(names(&sim, "/tree/.atomtree/quarantine").is_empty(), "{context}");
+        if last < at {
+            break;
+        }
+    }
+    println!("{went_on} of {call} times the other process committed");
+    assert!(went_on > 100 && went_on < call, "{went_on} of {call}");
+}
+
 /// Goal: commits go on for as long as the log may grow while a checkpoint syncs the file system, which takes long where
 /// others have written much. Method: a sync that does not return before the log has several segments more.
 #[test]

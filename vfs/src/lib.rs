@@ -416,7 +416,7 @@ pub trait File: Any + Send + Sync {
     fn copy_from(&self, source: &dyn File) -> io::Result<u64>;
 
     /// Makes this empty file share the blocks of `source`, where the file system can, and tells whether it does. Only a
-    /// matter of speed and space: who is told no copies.
+    /// matter of speed and space: who is told no copies, over whatever part has come to be shared all the same.
     fn reflink_from(&self, source: &dyn File) -> bool;
 
     /// Asks the system to forget cached pages, and tells whether none is left: then the next read shows what the

@@ -677,11 +677,6 @@ impl Log {
         self.free.len() < 2 && self.offset > self.options.segment_bytes / 2 && self.may_grow()
     }
 
-    /// How many segments are free.
-    pub fn spares(&self) -> usize {
-        self.free.len()
-    }
-
     /// Whether another segment would stay within the log's bound.
     pub fn may_grow(&self) -> bool {
         let segments = (self.sealed.len() + self.free.len() + 1) as u64;

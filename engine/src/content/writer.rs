@@ -9,6 +9,8 @@ use atomtree_vfs::File;
 
 /// What is written at once, about.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
+/// How much is sent to the device at once: each time costs a look at all processors' caches of pages.
+const WRITE_BACK_BYTES: u64 = 1 << 20;
 /// What a content has beyond this is digested on a thread of its own, which a smaller one would not be worth.
 const DIGESTED_HERE_BYTES_MAX: u64 = 4 << 20;
 /// How many pieces wait to be digested, at most.
@@ -18,6 +20,8 @@ const WAITING_MAX: usize = 4;
 pub(crate) struct Writer<'a> {
     file: &'a dyn File,
     size: u64,
+    /// How much of it is on its way to the device.
+    written_back: u64,
     digesting: Digesting,
 }
 
@@ -34,20 +38,26 @@ enum Digesting {
 impl<'a> Writer<'a> {
     /// From the beginning of a file that is empty.
     pub(crate) fn new(file: &'a dyn File) -> Self {
-        Self { file, size: 0, digesting: Digesting::Here(Box::default()) }
+        Self { file, size: 0, written_back: 0, digesting: Digesting::Here(Box::default()) }
     }
 
     /// Goes on with this piece. Returns a buffer for the next, with anything in it.
     pub(crate) fn write(&mut self, piece: Vec<u8>) -> io::Result<Vec<u8>> {
         self.file.write_at(&[IoSlice::new(&piece)], self.size)?;
-        self.file.start_write_back(self.size, piece.len() as u64);
         self.size += piece.len() as u64;
+        let waiting = self.size - self.written_back;
+        if waiting >= WRITE_BACK_BYTES {
+            self.file.start_write_back(self.written_back, waiting);
+            self.written_back = self.size;
+        }
         match &mut self.digesting {
             Digesting::Here(hasher) => {
                 hasher.update(&piece);
                 if self.size > DIGESTED_HERE_BYTES_MAX {
                     // Where there is no thread to be had, this one goes on.
-                    self.digesting = beside(hasher).unwrap_or_else(|_| Digesting::Here(hasher.clone()));
+                    if let Ok(beside) = beside(hasher) {
+                        self.digesting = beside;
+                    }
                 }
                 Ok(piece)
             }
@@ -106,10 +116,11 @@ mod tests {
     fn what_is_written_has_its_digest() {
         let scratch = tempfile::tempdir().unwrap();
         let root = Os.open_root(scratch.path()).unwrap();
-        let here = DIGESTED_HERE_BYTES_MAX as usize;
-        for size in [0, 1, PIECE_BYTES, PIECE_BYTES + 1, here, here + 1, 3 * here] {
-            let bytes: Vec<u8> =
-                (0..size as u32).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+        let (here, mib) = (DIGESTED_HERE_BYTES_MAX as usize, WRITE_BACK_BYTES as usize);
+        for size in [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, mib, here, here + 1, 2 * here + 77]
+        {
+            let words = (0..size as u32).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes());
+            let bytes: Vec<u8> = words.take(size).collect();
             let file = root.create_file(OsStr::new(&size.to_string()), 0o600).unwrap();
             let (mut writer, mut piece) = (Writer::new(&*file), Vec::new());
             for part in bytes.chunks(PIECE_BYTES) {
@@ -117,8 +128,8 @@ mod tests {
                 piece.extend_from_slice(part);
                 piece = writer.write(piece).unwrap();
             }
-            assert_eq!(writer.finish(), (bytes.len() as u64, Digest::of(&bytes)), "{size} words");
-            assert!(file.read_all(u64::MAX).unwrap() == bytes, "{size} words");
+            assert_eq!(writer.finish(), (bytes.len() as u64, Digest::of(&bytes)), "{size} bytes");
+            assert!(file.read_all(u64::MAX).unwrap() == bytes, "{size} bytes");
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct Stats {
     pub removed: u64,
     /// New content of files, in bytes: what the transactions left, not what they wrote into the log.
     pub content_bytes: u64,
-    /// Manifests of the history, one for each checkpoint.
+    /// Manifests of the history, one or more for each checkpoint.
     pub manifests: u64,
     /// Their length in bytes.
     pub manifest_bytes: u64,

@@ -22,8 +22,7 @@ impl Transaction {
     /// Gives the file at `path` this content, and makes it if it isn't there, with the directories above it. An existing
     /// file keeps its mode, owner, ACLs and extended attributes.
     ///
-    /// A slice is copied into memory first. Where it is larger than some hundred KiB, [`Transaction::write_from`] takes half the
-    /// time.
+    /// A slice is copied into memory first. Where it is larger than 512 KiB, [`Transaction::write_from`] takes half the time.
     ///
     /// # Errors
     /// Nothing has been changed by any of them: `is_a_directory`; `unsupported` for a final symlink or a file with

@@ -38,8 +38,8 @@ impl Rival for Atomtree {
     }
 }
 
-/// Contents beyond this are streamed, as the documentation of `write` advises.
-const STREAMED_BYTES: usize = 512 << 10;
+/// Larger contents are streamed, as the documentation of `write` advises.
+const WRITTEN_BYTES_MAX: usize = 512 << 10;
 
 struct Open {
     dir: PathBuf,
@@ -55,7 +55,7 @@ impl Writer for Open {
     fn put(&self, batch: &Batch) -> Result<(), Failure> {
         let done = self.store.transact(|tx| {
             batch.files().try_for_each(|file| match file.content.len() {
-                0..=STREAMED_BYTES => tx.write(file.path, file.content),
+                0..=WRITTEN_BYTES_MAX => tx.write(file.path, file.content),
                 _ => tx.write_from(file.path, file.content).map(drop),
             })
         });
