@@ -252,13 +252,13 @@ impl EditedFile {
 
     /// Writes the whole into an empty file, and returns its length and digest. Nothing is synced.
     pub(crate) fn write_to(&self, file: &dyn File) -> io::Result<(u64, Digest)> {
-        if file.reflink_from(&*self.base) {
+        let shares_blocks = file.reflink_from(&*self.base);
+        if shares_blocks {
             for (offset, bytes) in &self.edits {
                 file.write_at(&[IoSlice::new(bytes)], *offset)?;
             }
             // A base that has grown since is told by the check.
             file.set_len(self.size)?;
-            return Digest::of_file(file);
         }
         let mut edits: HashMap<u64, Vec<&(u64, Vec<u8>)>> = HashMap::new();
         let number = |offset: u64| offset / PIECE_BYTES as u64;
@@ -267,7 +267,8 @@ impl EditedFile {
                 edits.entry(piece).or_default().push(edit);
             }
         }
-        let mut writer = Writer::new(file);
+        // Of the base, which the cache may have; of what shares its blocks it has nothing yet.
+        let mut writer = if shares_blocks { Writer::of_nothing() } else { Writer::new(file) };
         let mut piece = Vec::new();
         let mut offset = 0;
         while offset < self.size {
@@ -412,4 +413,47 @@ impl NewContent {
 pub(crate) enum Failed {
     Reading,
     Writing,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::path::Path;
+
+    use atomtree_vfs::Vfs;
+    use atomtree_vfs::sim::Sim;
+
+    use super::*;
+
+    /// Goal: an edited file is what it was with its edits, and has the length and digest that are told, whether it shares the
+    /// blocks of the old one or not. Method: edits over the borders of pieces, over each other, and past the end.
+    #[test]
+    fn an_edited_file_has_its_digest() {
+        for shares_blocks in [false, true] {
+            let sim = Sim::new(1);
+            sim.set_reflinks_supported(shares_blocks);
+            sim.create_dir("/tree");
+            let root = sim.open_root(Path::new("/tree")).unwrap();
+            let base = root.create_file(OsStr::new("base"), 0o600).unwrap();
+            let piece = PIECE_BYTES as u64;
+            let mut expected: Vec<u8> = (0..2 * piece + 1000).map(|at| ((at * 31) >> 8) as u8).collect();
+            base.write_at(&[IoSlice::new(&expected)], 0).unwrap();
+            let end = expected.len() as u64;
+            let mut content = NewContent::Edited(EditedFile::new(base, end));
+            for (offset, length) in
+                [(piece - 3, 7), (piece, 2), (10, 2 * piece), (end - 1, piece), (0, 1), (piece, 0)]
+            {
+                let bytes: Vec<u8> = (0..length).map(|at| (at + offset) as u8 ^ 0x5a).collect();
+                content.write(offset, &bytes);
+                let after = offset as usize + bytes.len();
+                expected.resize(expected.len().max(after), 0);
+                expected[offset as usize..after].copy_from_slice(&bytes);
+            }
+            let NewContent::Edited(edited) = &content else { unreachable!("it stays what it is") };
+            let file = root.create_file(OsStr::new("new"), 0o600).unwrap();
+            let told = edited.write_to(&*file).unwrap();
+            assert!(file.read_all(u64::MAX).unwrap() == expected, "{shares_blocks}");
+            assert_eq!(told, (expected.len() as u64, Digest::of(&expected)), "{shares_blocks}");
+        }
+    }
 }

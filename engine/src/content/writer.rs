@@ -18,7 +18,7 @@ const WAITING_MAX: usize = 4;
 
 /// See the file's head. Nothing is durable before the file is synced.
 pub(crate) struct Writer<'a> {
-    file: &'a dyn File,
+    file: Option<&'a dyn File>,
     size: u64,
     /// How much of it is on its way to the device.
     written_back: u64,
@@ -38,17 +38,25 @@ enum Digesting {
 impl<'a> Writer<'a> {
     /// From the beginning of a file that is empty.
     pub(crate) fn new(file: &'a dyn File) -> Self {
-        Self { file, size: 0, written_back: 0, digesting: Digesting::Here(Box::default()) }
+        Self { file: Some(file), ..Self::of_nothing() }
+    }
+
+    /// Only digests.
+    pub(crate) fn of_nothing() -> Self {
+        Self { file: None, size: 0, written_back: 0, digesting: Digesting::Here(Box::default()) }
     }
 
     /// Goes on with this piece. Returns a buffer for the next, with anything in it.
     pub(crate) fn write(&mut self, piece: Vec<u8>) -> io::Result<Vec<u8>> {
-        self.file.write_at(&[IoSlice::new(&piece)], self.size)?;
+        let offset = self.size;
         self.size += piece.len() as u64;
-        let waiting = self.size - self.written_back;
-        if waiting >= WRITE_BACK_BYTES {
-            self.file.start_write_back(self.written_back, waiting);
-            self.written_back = self.size;
+        if let Some(file) = self.file {
+            file.write_at(&[IoSlice::new(&piece)], offset)?;
+            let waiting = self.size - self.written_back;
+            if waiting >= WRITE_BACK_BYTES {
+                file.start_write_back(self.written_back, waiting);
+                self.written_back = self.size;
+            }
         }
         match &mut self.digesting {
             Digesting::Here(hasher) => {
