@@ -1,4 +1,4 @@
-//! How long originals are kept: by bytes, by age and by number, the oldest checkpoint's first.
+//! How long originals are kept: by bytes, by age and by number, the oldest first.
 //!
 //! A manifest goes durably before the first of its images: it gets another name, under which nobody looks for images,
 //! and what a crash leaves to be unlinked is found there again. Whoever is reading images holds a pin meanwhile, in

@@ -267,13 +267,27 @@ fn a_checkpoint_that_finds_no_space_for_a_header_is_made_later() {
     assert_eq!(options(&sim).open("/tree").unwrap().recovery(), &atomtree::RecoveryReport::default());
 }
 
+const FILES: u8 = 20;
+
+/// Four transactions that each write all files, so many that a checkpoint settles each in a portion of its own.
+fn commit_rounds(store: &Store) {
+    for round in 0..4_u8 {
+        let mut tx = store.begin().unwrap();
+        (0..FILES).for_each(|number| tx.write(format!("f{number}"), [round, number]).unwrap());
+        tx.commit().unwrap();
+    }
+}
+
+/// Whether the tree is as that round left it.
+fn shows(sim: &Sim, round: u8) -> bool {
+    (0..FILES).all(|number| sim.read_file(format!("/tree/f{number}")).unwrap() == [round, number])
+}
+
 /// Goal: a checkpoint of many transactions gives the log back in portions, and one that is cut short anywhere, by a kill or a
 /// power cut, costs nothing: neither content nor history. Method: each of its operations; then a recovery, the tree, the
 /// history, and everything undone.
 #[test]
 fn a_checkpoint_in_portions_is_cut_short_anywhere() {
-    const FILES: u8 = 20;
-    let name = |number: u8| format!("f{number}");
     let manifests = |sim: &Sim| {
         sim.tree("/tree/.atomtree/history")
             .keys()
@@ -284,15 +298,11 @@ fn a_checkpoint_in_portions_is_cut_short_anywhere() {
     for operation in 1.. {
         let sim = machine();
         let store = options(&sim).open("/tree").unwrap();
-        for round in 0..4_u8 {
-            let mut tx = store.begin().unwrap();
-            (0..FILES).for_each(|number| tx.write(name(number), [round, number]).unwrap());
-            tx.commit().unwrap();
-        }
+        commit_rounds(&store);
         assert_eq!(manifests(&sim), 0);
         sim.halt_at(operation);
         if store.checkpoint().is_ok() {
-            assert_eq!(manifests(&sim), 4, "each portion has 32 names at most, which two transactions pass");
+            assert_eq!(manifests(&sim), 4, "a portion is a segment's worth, which two transactions pass");
             break;
         }
         cut += 1;
@@ -301,18 +311,13 @@ fn a_checkpoint_in_portions_is_cut_short_anywhere() {
             let store = options(&machine).open("/tree").unwrap_or_else(|error| panic!("{context}: {error}"));
             let report = store.recovery();
             assert!(report.superseded.is_empty() && report.lost.is_empty(), "{context}: {report:?}");
-            let shows = |round: u8| {
-                (0..FILES).all(|number| {
-                    machine.read_file(format!("/tree/{}", name(number))).unwrap() == [round, number]
-                })
-            };
-            assert!(shows(3), "{context}");
+            assert!(shows(&machine, 3), "{context}");
             assert!(names(&machine, "/tree/.atomtree/quarantine").is_empty(), "{context}");
             let history = store.history().unwrap();
             assert_eq!(history.len(), 4, "{context}");
             for (past, round) in history.iter().zip([2, 1, 0]) {
                 store.undo(past.tx).unwrap_or_else(|error| panic!("{context}, {round}: {error}"));
-                assert!(shows(round), "{context}");
+                assert!(shows(&machine, round), "{context}");
             }
             store.close().unwrap();
         }
@@ -326,8 +331,6 @@ fn a_checkpoint_in_portions_is_cut_short_anywhere() {
 /// the tree, the history, and everything undone by it.
 #[test]
 fn portions_of_a_checkpoint_are_taken_up_by_another_process() {
-    const FILES: u8 = 20;
-    let name = |number: u8| format!("f{number}");
     let (mut went_on, mut call) = (0, 0);
     loop {
         call += 1;
@@ -335,11 +338,7 @@ fn portions_of_a_checkpoint_are_taken_up_by_another_process() {
         let beside = options(&sim.another_process()).lock_timeout(Duration::ZERO).open("/tree").unwrap();
         let faults = Faults::new(Arc::new(sim.clone()), fail_nothing());
         let store = options(&faults).open("/tree").unwrap();
-        for round in 0..4_u8 {
-            let mut tx = store.begin().unwrap();
-            (0..FILES).for_each(|number| tx.write(name(number), [round, number]).unwrap());
-            tx.commit().unwrap();
-        }
+        commit_rounds(&store);
         let at = faults.calls() + call;
         let (shared, has_committed) = (beside.clone(), Arc::new(AtomicBool::new(false)));
         let committed = Arc::clone(&has_committed);
@@ -359,15 +358,11 @@ fn portions_of_a_checkpoint_are_taken_up_by_another_process() {
         beside.checkpoint().unwrap_or_else(|error| panic!("{context}: {error}"));
         let history = beside.history().unwrap();
         assert_eq!(history.len(), 4 + usize::from(is_committed), "{context}");
-        let shows = |round: u8| {
-            (0..FILES)
-                .all(|number| sim.read_file(format!("/tree/{}", name(number))).unwrap() == [round, number])
-        };
-        assert!(shows(3), "{context}");
+        assert!(shows(&sim, 3), "{context}");
         let rounds = history.iter().skip(usize::from(is_committed));
         for (past, round) in rounds.zip([2, 1, 0]) {
             beside.undo(past.tx).unwrap_or_else(|error| panic!("{context}, {round}: {error}"));
-            assert!(shows(round), "{context}");
+            assert!(shows(&sim, round), "{context}");
         }
         put(&store, "last", b"1").unwrap_or_else(|error| panic!("{context}: {error}"));
         store.close().unwrap();

@@ -155,8 +155,8 @@ impl File for OsFile {
 
     fn start_write_back(&self, offset: u64, bytes: u64) {
         // Dirty pages are sent on their way; those that are clean by the end of the call are dropped from the cache, which few
-        // are. `sync_file_range` would say it more plainly, but is not to be had without an unsafe call, and took as long
-        // (DESIGN.md). No bytes would mean all.
+        // are. `sync_file_range` would say it more plainly, but rustix does not wrap it, and it took as long (DESIGN.md). No
+        // bytes would mean all.
         if bytes == 0 {
             return;
         }
