@@ -193,13 +193,15 @@ impl Log {
         };
         // A name that comes within the same tick as this look leaves the directory's time as it is.
         self.names_at = Some(modified).filter(|_| are_names_known && modified.plus_ns(granularity_ns) < now);
-        if are_names_known && self.is_unchanged()? {
+        let is_all = are_names_known && self.has_known_headers()?;
+        if is_all && self.ends_as_known()? {
             return Ok(None);
         }
         let familiar = Familiar {
             position: self.known,
             segments: self.segments().cloned().collect(),
             last_lsns: self.sealed.iter().map(|(segment, last)| (segment.header.epoch, *last)).collect(),
+            is_all,
         };
         scan_with(&*self.dir, self.id, Access::ReadWrite, Search::Near, Some(&familiar)).map(Some)
     }
@@ -226,13 +228,18 @@ impl Log {
         Ok(known.is_empty())
     }
 
-    /// Whether every segment has the header that is known, the last frame is there, and none follows it.
-    fn is_unchanged(&self) -> Result<bool, Error> {
+    /// Whether every segment has the header that is known.
+    fn has_known_headers(&self) -> Result<bool, Error> {
         for segment in self.segments() {
             if !segment.has_known_header()? {
                 return Ok(false);
             }
         }
+        Ok(true)
+    }
+
+    /// Whether the last frame is there, and none follows it.
+    fn ends_as_known(&self) -> Result<bool, Error> {
         // What an append of this very process that failed has left is not news. Others, who saw nothing there, have written
         // in its place; or, if they saw something, gone on in another segment.
         if self.is_torn {
@@ -257,7 +264,9 @@ impl Log {
     /// Goes on behind what [`Log::news`] has found.
     pub fn go_on(&mut self, scan: &Scan) -> Result<(), Error> {
         let synced_lsn = self.synced_lsn.min(scan.end_lsn());
-        *self = Self::of_scan(self.dir.clone(), self.id, self.options, scan)?;
+        // Still the names that were known before, if the scan had no need to list them.
+        let names_at = self.names_at;
+        *self = Self { names_at, ..Self::of_scan(self.dir.clone(), self.id, self.options, scan)? };
         self.synced_lsn = self.synced_lsn.max(synced_lsn);
         self.is_dirty = self.synced_lsn < scan.end_lsn();
         Ok(())

@@ -22,8 +22,9 @@ use crate::format::{
 use crate::lsn::{Epoch, Lsn, SegmentId};
 use crate::segment::{Opened, Segment};
 
-/// The scan reads segments in pieces: a small one first, because a log that was closed cleanly ends early.
-const FIRST_PIECE_BYTES: usize = 64 << 10;
+/// The scan reads segments in pieces: a small one first, because a log that was closed cleanly ends early, and so does what
+/// another process has added since the lock was held last; each later one is twice as long, up to a bound.
+const FIRST_PIECE_BYTES: usize = 32 << 10;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Segments that are together at least this large are read by two threads: copying and checksumming is what takes long, and
@@ -110,6 +111,8 @@ pub(crate) struct Familiar {
     pub(crate) segments: Vec<Segment>,
     /// The positions of the last frames of older segments, by epoch.
     pub(crate) last_lsns: BTreeMap<Epoch, Lsn>,
+    /// Whether those segments, with the headers that are known, are all there are: then only frames are new.
+    pub(crate) is_all: bool,
 }
 
 /// How much of a segment is searched for proofs that what stands behind the end had been synced.
@@ -172,17 +175,12 @@ pub(crate) fn scan_with(
     search: Search,
     familiar: Option<&Familiar>,
 ) -> Result<Scan, Error> {
-    let (mut active, mut free, mut unfinished) = (Vec::new(), Vec::new(), Vec::new());
-    for entry in dir.list().on_directory("list")? {
-        let Some(id) = entry.name.to_str().and_then(SegmentId::from_file_name) else { continue };
-        match open_segment(dir, log, id, access, familiar)? {
-            Opened::Unfinished => unfinished.push(id),
-            Opened::Segment(segment) => {
-                let is_free = segment.header.state == State::Free;
-                if is_free { free.push(segment) } else { active.push(segment) }
-            }
-        }
-    }
+    let (segments, unfinished) = match familiar {
+        Some(familiar) if familiar.is_all => (familiar.segments.clone(), Vec::new()),
+        _ => open_segments(dir, log, access, familiar)?,
+    };
+    let (mut free, mut active): (Vec<_>, Vec<_>) =
+        segments.into_iter().partition(|segment| segment.header.state == State::Free);
     active.sort_by_key(|segment| segment.header.epoch);
     free.sort_by_key(Segment::id);
     if let Some(pair) = active.windows(2).find(|pair| pair[0].header.epoch == pair[1].header.epoch) {
@@ -330,6 +328,24 @@ fn walk_all<'a>(walks: impl Iterator<Item = &'a mut Walk>) {
         });
     }
     walks.into_iter().for_each(Walk::run_once);
+}
+
+/// Opens every segment that has been finished, and names the others.
+fn open_segments(
+    dir: &dyn Dir,
+    log: LogId,
+    access: Access,
+    familiar: Option<&Familiar>,
+) -> Result<(Vec<Segment>, Vec<SegmentId>), Error> {
+    let (mut segments, mut unfinished) = (Vec::new(), Vec::new());
+    for entry in dir.list().on_directory("list")? {
+        let Some(id) = entry.name.to_str().and_then(SegmentId::from_file_name) else { continue };
+        match open_segment(dir, log, id, access, familiar)? {
+            Opened::Unfinished => unfinished.push(id),
+            Opened::Segment(segment) => segments.push(segment),
+        }
+    }
+    Ok((segments, unfinished))
 }
 
 /// Opens a segment, or reads the header again of one that is open.
@@ -519,7 +535,7 @@ impl Walk {
     /// left of the segment, whatever a frame claims.
     fn bytes(&mut self, offset: u64, length: usize) -> Result<&[u8], Error> {
         if self.in_piece(offset) < length {
-            let piece_bytes = if self.piece.is_empty() { FIRST_PIECE_BYTES } else { PIECE_BYTES };
+            let piece_bytes = (2 * self.piece.len()).clamp(FIRST_PIECE_BYTES, PIECE_BYTES);
             let wanted = (piece_bytes.max(length) as u64).min(self.segment_bytes - offset) as usize;
             self.work += wanted as u64;
             self.piece.resize(wanted, 0);
