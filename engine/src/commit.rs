@@ -36,6 +36,7 @@ pub struct Receipt {
     files: usize,
     displaced: Vec<Displaced>,
     lost: Vec<TreePath>,
+    is_waited_for: bool,
 }
 
 impl Receipt {
@@ -58,6 +59,11 @@ impl Receipt {
     /// last check.
     pub fn lost(&self) -> &[TreePath] {
         &self.lost
+    }
+
+    /// Whether another transaction, which is repeated, has been a conflict at a name that this one changed.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.is_waited_for
     }
 }
 
@@ -258,6 +264,7 @@ impl Engine {
                     files: 0,
                     displaced: Vec::new(),
                     lost: Vec::new(),
+                    is_waited_for: false,
                 })),
                 Err(outcome) => {
                     *held_back = match (&ticket, &outcome) {
@@ -400,6 +407,7 @@ impl Engine {
                     files: count_names(&transaction.changes),
                     displaced,
                     lost,
+                    is_waited_for: self.contention.is_met_at(&transaction.changes),
                 }),
                 Err((path, source)) => {
                     is_stuck = true;

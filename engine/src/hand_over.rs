@@ -238,7 +238,8 @@ impl Engine {
             }
         })?;
         let mut commits = CommitLock { engine: self, state };
-        let mark = self.locks.mark()?;
+        let (mark, meeting) = self.locks.mark_and_meeting()?;
+        self.contention.take_up(meeting, self.places.vfs.now());
         if let Mark::Poisoned { reason, .. } = mark {
             return Err(Error::Poisoned { reason });
         }

@@ -23,8 +23,8 @@ use atomtree_wal::sync::now;
 
 use crate::error::Error;
 
-pub(crate) use note::Mark;
 pub use note::Member;
+pub(crate) use note::{Mark, Meeting};
 use waited::Waited;
 
 /// The commit lock's file.
@@ -230,6 +230,16 @@ impl Locks {
     /// What the lock file says of failures: under the commit lock, except for a first look.
     pub(crate) fn mark(&self) -> Result<Mark, Error> {
         Ok(Mark::read(&*self.file).doing("read", ".atomtree/lock")?)
+    }
+
+    /// The same, and where transactions have met of late, if they have. Under the commit lock.
+    pub(crate) fn mark_and_meeting(&self) -> Result<(Mark, Option<Meeting>), Error> {
+        Ok(Mark::read_with_meeting(&*self.file).doing("read", ".atomtree/lock")?)
+    }
+
+    /// Tells those who commit changes of a name that somebody meets them there. It is only a matter of speed.
+    pub(crate) fn note_meeting(&self, meeting: Meeting) {
+        let _ = meeting.write(&*self.file);
     }
 
     /// Writes what others shall know of failures.

@@ -221,16 +221,22 @@ impl Store {
     ) -> Result<(T, crate::Receipt), Error> {
         let engine = &self.shared.engine;
         let line = Contention::line_of(&change);
-        let mut place = engine.contention.is_remembered(line).then(|| RetryPlace::take(engine, line, false));
+        let mut place = engine.contention.is_remembered(line).then(|| RetryPlace::take(engine, line));
         for attempt in 1.. {
             let mut transaction = self.begin()?;
             let result = change(&mut transaction).and_then(|value| Ok((value, transaction.commit()?)));
-            match result {
-                Err(error) if error.kind() == ErrorKind::Conflict && attempt < TRANSACT_ATTEMPTS => {}
-                result => return result,
+            match &result {
+                Err(error) if error.kind() == ErrorKind::Conflict && attempt < TRANSACT_ATTEMPTS => {
+                    engine.note_conflict(line, error.path().unwrap_or(Path::new("")));
+                }
+                Ok((_, receipt)) if receipt.is_waited_for() => {
+                    engine.contention.remember(line);
+                    return result;
+                }
+                _ => return result,
             }
             match place {
-                None => place = Some(RetryPlace::take(engine, line, true)),
+                None => place = Some(RetryPlace::take(engine, line)),
                 Some(_) => self.pause(attempt),
             }
         }

@@ -1,20 +1,27 @@
-//! What a lock's file says: who took it, and, of the commit lock's, whether the store is poisoned.
+//! What a lock's file says: who took it, and, of the commit lock's, whether the store is poisoned, and where transactions
+//! have met.
 //!
 //! ```text
-//! 0                                                     512
-//! +-----------------------------------------------------+--------------------------------------+
-//! | pid, started, boot, program, since: lines of text    | `poisoned`, `recovered`, id, reason    |
-//! +-----------------------------------------------------+--------------------------------------+
+//! 0                            512                                    1024
+//! +----------------------------+--------------------------------------+------------------------+
+//! | pid, started, boot,        | `poisoned`, `recovered`, id, reason  | `met`, hash of a name, |
+//! | program, since             |                                      | until when             |
+//! +----------------------------+--------------------------------------+------------------------+
 //! ```
 //!
-//! Both are padded with newlines. The first is a hint for people. The second is read under the commit lock, and says
-//! nothing once no process has the store open: the log does then.
+//! All are lines of text, padded with newlines. The first is a hint for people. The second is read under the commit lock, and
+//! says nothing once no process has the store open: the log does then. The third is a hint too, which anybody writes.
 
 use std::io::{self, IoSlice};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
+use atomtree_recovery::image::Digest;
 use atomtree_vfs::{File, ProcessIdentity, SECTOR_BYTES, Timestamp};
 
 const NOTE_BYTES: usize = SECTOR_BYTES;
+const MARK_AT: u64 = NOTE_BYTES as u64;
+const MEETING_AT: u64 = 2 * NOTE_BYTES as u64;
 /// Long reasons are cut.
 const REASON_BYTES_MAX: usize = 400;
 
@@ -37,7 +44,7 @@ impl Member {
 
     /// What the file says, if it can be understood.
     pub(crate) fn read(file: &dyn File) -> Option<Self> {
-        let text = read_part(file, 0).ok()?;
+        let [text] = read_parts(file, 0).ok()?;
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         let process = ProcessIdentity {
             pid: field("pid")?.parse().ok()?,
@@ -81,18 +88,28 @@ pub(crate) enum Mark {
 
 impl Mark {
     pub(crate) fn read(file: &dyn File) -> io::Result<Self> {
-        let text = read_part(file, NOTE_BYTES as u64)?;
+        let [mark] = read_parts(file, MARK_AT)?;
+        Ok(Self::parse(&mark))
+    }
+
+    /// As [`Mark::read`], and the meeting, in one look.
+    pub(crate) fn read_with_meeting(file: &dyn File) -> io::Result<(Self, Option<Meeting>)> {
+        let [mark, meeting] = read_parts(file, MARK_AT)?;
+        Ok((Self::parse(&mark), Meeting::parse(&meeting)))
+    }
+
+    fn parse(text: &str) -> Self {
         let mut lines = text.lines();
         let Some((kind, id)) = lines.next().and_then(|line| line.split_once(' ')) else {
-            return Ok(Self::None);
+            return Self::None;
         };
-        let Ok(id) = u128::from_str_radix(id, 16) else { return Ok(Self::None) };
-        Ok(match kind {
+        let Ok(id) = u128::from_str_radix(id, 16) else { return Self::None };
+        match kind {
             "poisoned" => Self::Poisoned { id, reason: lines.next().unwrap_or_default().to_owned() },
             "recovering" => Self::Recovering { id },
             "recovered" => Self::Recovered { id },
             _ => Self::None,
-        })
+        }
     }
 
     pub(crate) fn write(&self, file: &dyn File) -> io::Result<()> {
@@ -106,13 +123,47 @@ impl Mark {
             Self::Recovering { id } => format!("recovering {id:032x}\n"),
             Self::Recovered { id } => format!("recovered {id:032x}\n"),
         };
-        write_part(file, NOTE_BYTES as u64, text)
+        write_part(file, MARK_AT, text)
     }
 }
 
-/// One part as text; what can't be understood is nothing.
-fn read_part(file: &dyn File, offset: u64) -> io::Result<String> {
-    let mut bytes = vec![0; NOTE_BYTES];
+/// A name at which a transaction has met another of late, and is repeated. Who goes on to commit changes of it may be the one
+/// that always comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Meeting {
+    name: u64,
+    /// Until when it counts.
+    pub(crate) until: Timestamp,
+}
+
+impl Meeting {
+    pub(crate) fn at(path: &Path, until: Timestamp) -> Self {
+        Self { name: hash(path), until }
+    }
+
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        self.name == hash(path)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.strip_prefix("met ")?.split_ascii_whitespace();
+        let name = u64::from_str_radix(words.next()?, 16).ok()?;
+        Some(Self { name, until: Timestamp(words.next()?.parse().ok()?) })
+    }
+
+    pub(crate) fn write(&self, file: &dyn File) -> io::Result<()> {
+        write_part(file, MEETING_AT, format!("met {:016x} {}\n", self.name, self.until.0))
+    }
+}
+
+fn hash(path: &Path) -> u64 {
+    let Digest(bytes) = Digest::of(path.as_os_str().as_bytes());
+    u64::from_le_bytes(*bytes.first_chunk().expect("a digest is longer"))
+}
+
+/// Parts as text, from an offset on; what can't be understood is nothing.
+fn read_parts<const N: usize>(file: &dyn File, offset: u64) -> io::Result<[String; N]> {
+    let mut bytes = vec![0; N * NOTE_BYTES];
     let mut filled = 0;
     while filled < bytes.len() {
         match file.read_at(&mut bytes[filled..], offset + filled as u64)? {
@@ -121,11 +172,45 @@ fn read_part(file: &dyn File, offset: u64) -> io::Result<String> {
         }
     }
     bytes.truncate(filled);
-    Ok(String::from_utf8(bytes).unwrap_or_default())
+    let mut parts = bytes.chunks(NOTE_BYTES);
+    Ok(std::array::from_fn(|_| {
+        String::from_utf8(parts.next().unwrap_or_default().to_vec()).unwrap_or_default()
+    }))
 }
 
 fn write_part(file: &dyn File, offset: u64, mut text: String) -> io::Result<()> {
     text.truncate(text.floor_char_boundary(NOTE_BYTES));
     text.extend(std::iter::repeat_n('\n', NOTE_BYTES - text.len()));
     file.write_at(&[IoSlice::new(text.as_bytes())], offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use atomtree_vfs::{Vfs, sim::Sim};
+
+    use super::*;
+
+    /// Goal: what anybody writes of a meeting leaves the mark as it is, and is nothing where it can't be understood.
+    #[test]
+    fn a_meeting_stands_beside_the_mark() {
+        let root = Sim::new(1).open_root(Path::new("/")).unwrap();
+        let file = root.create_file(OsStr::new("lock"), 0o600).unwrap();
+        assert_eq!(Mark::read_with_meeting(&*file).unwrap(), (Mark::None, None));
+        let meeting = Meeting::at(Path::new("dir/name"), Timestamp(-7));
+        meeting.write(&*file).unwrap();
+        assert_eq!(Mark::read_with_meeting(&*file).unwrap(), (Mark::None, Some(meeting)));
+        assert!(meeting.is_at(Path::new("dir/name")) && !meeting.is_at(Path::new("dir")));
+        let mark = Mark::Poisoned { id: 5, reason: "why\nnot".repeat(100) };
+        mark.write(&*file).unwrap();
+        let (found, beside) = Mark::read_with_meeting(&*file).unwrap();
+        assert!(matches!(found, Mark::Poisoned { id: 5, .. }) && beside == Some(meeting));
+        for garbage in ["met", "met x 1", "met 1", "met 1 1x", "\u{ff}"] {
+            write_part(&*file, MEETING_AT, garbage.into()).unwrap();
+            assert_eq!(Mark::read_with_meeting(&*file).unwrap().1, None, "{garbage}");
+        }
+        file.write_at(&[IoSlice::new(&[0xff; NOTE_BYTES])], MEETING_AT).unwrap();
+        assert_eq!(Mark::read_with_meeting(&*file).unwrap(), (found, None));
+    }
 }

@@ -1,10 +1,11 @@
-//! Whether a process with many threads leaves the others their turn.
+//! Whether a process with many threads leaves the others their turn, and one whose transactions come first those that meet
+//! them.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{PATIENCE, Worker, duration, end, given, go, ready};
+use super::{PATIENCE, Worker, duration, end, given, go, number, prepared, ready};
 use crate::basics::{child_root, commit, inspect, small};
 use crate::kills::say;
 
@@ -115,4 +116,48 @@ fn leaving_does_not_wait_for_others() {
     end(workers);
     assert!(longest < Duration::from_secs(10), "{longest:?}");
     assert!(inspect(root).verify().unwrap().problems.is_empty());
+}
+
+/// How many processes count one counter up.
+const COUNTING: u64 = 8;
+
+/// Goal: of those that change one file by reading it first, none is starved by others that always come first: they meet, and
+/// from then on take turns. Method: eight processes count one counter up, each beside a file of its own, for a while; each
+/// counts about as far as another, and none gives up.
+#[test]
+fn who_meets_others_gets_its_turn() {
+    let test = "processes::fairness::who_meets_others_gets_its_turn";
+    if let Some(root) = child_root() {
+        return count_until_stopped(&root);
+    }
+    let scratch = prepared(small());
+    let root = scratch.path();
+    let mut workers: Vec<Worker> = (0..COUNTING)
+        .map(|name| Worker::start(test, root, format!("process {name}"), &[("NAME", name)]))
+        .collect();
+    go(&mut workers);
+    std::thread::sleep(duration(Duration::from_secs(3)));
+    let counts: Vec<u64> = end(workers).iter().map(|lines| lines[0].parse().unwrap()).collect();
+    println!("of {COUNTING} processes each counted {counts:?}");
+    let mean = counts.iter().sum::<u64>() / COUNTING;
+    assert!(counts.iter().all(|count| 4 * count >= mean), "some starve: {counts:?}");
+    assert_eq!(std::fs::read_to_string(root.join("one")).unwrap(), counts.iter().sum::<u64>().to_string());
+}
+
+fn count_until_stopped(root: &Path) {
+    let name = given("NAME");
+    let store = small().open(root).unwrap();
+    let wanted = ready();
+    let mut count = 0_u64;
+    while wanted.load(Ordering::Relaxed) {
+        let counted = store.transact(|tx| {
+            let next = number(tx, "one")? + 1;
+            tx.write("one", next.to_string())?;
+            tx.write(name.to_string(), next.to_string())
+        });
+        counted.unwrap_or_else(|error| panic!("gave up: {error}"));
+        count += 1;
+    }
+    say(&count.to_string());
+    store.close().unwrap();
 }
