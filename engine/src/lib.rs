@@ -84,6 +84,7 @@ mod models;
 mod open;
 mod options;
 mod scrub;
+mod settle;
 mod stage;
 mod store;
 mod submit;

@@ -51,7 +51,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "skip-the-sync-of-a-checkpoint",
         suite: Suite::It("crash_points::every_crash_leaves_whole_transactions"),
         edits: &[Edit {
-            file: "engine/src/checkpointer.rs",
+            file: "engine/src/settle.rs",
             from: "let sync = || root.sync_filesystem();",
             to: "let sync = || { let _ = root; Ok(()) };",
         }],
@@ -60,10 +60,51 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "add-no-segment-while-syncing",
         suite: Suite::It("upkeep::commits_go_on_while_a_checkpoint_syncs"),
+        edits: &[Edit { file: "engine/src/settle.rs", from: "self.add_wanted_spare(turn, false);", to: "" }],
+    },
+    // Say of all transactions that they are settled when the originals of a portion are moved.
+    Mutant {
+        name: "settle-more-than-a-portion",
+        suite: Suite::It("upkeep::a_checkpoint_in_portions_is_cut_short_anywhere"),
         edits: &[Edit {
-            file: "engine/src/checkpointer.rs",
-            from: "self.add_wanted_spare(turn, false);",
-            to: "",
+            file: "engine/src/settle.rs",
+            from: "Ok(commits) => self.record(commits, transactions)?,",
+            to: "Ok(commits) => self.record(commits, &backlog.transactions)?,",
+        }],
+    },
+    // Take manifests of others for there when they are not known.
+    Mutant {
+        name: "follow-behind-another-process",
+        suite: Suite::It("forgetting::a_checkpoint_lists_the_history_only_behind_anothers"),
+        edits: &[Edit {
+            file: "recovery/src/retention.rs",
+            from: "newest.0.checked_add(1) == Some(first.0)",
+            to: "newest.0 < first.0",
+        }],
+    },
+    Mutant {
+        name: "follow-behind-a-scrub",
+        suite: Suite::It("forgetting::a_checkpoint_lists_the_history_only_behind_anothers"),
+        edits: &[Edit { file: "recovery/src/retention.rs", from: "            shelves.forget();", to: "" }],
+    },
+    // Look for an edit only in the piece in which it begins.
+    Mutant {
+        name: "cut-an-edit-at-its-piece",
+        suite: Suite::In("atomtree", "--lib", "content::tests::an_edited_file_has_its_digest"),
+        edits: &[Edit {
+            file: "engine/src/content.rs",
+            from: "for piece in number(edit.0)..=number(edit.0 + edit.1.len() as u64) {",
+            to: "for piece in [number(edit.0)] {",
+        }],
+    },
+    // Look only at the segments that are known.
+    Mutant {
+        name: "overlook-anothers-segments",
+        suite: Suite::In("atomtree-wal", "--test=log", "several::spares_are_known_to_all_and_counted_once"),
+        edits: &[Edit {
+            file: "wal/src/log.rs",
+            from: "let is_all = are_names_known && self.has_known_headers()?;",
+            to: "let is_all = self.has_known_headers()?;",
         }],
     },
     // Take what was made and removed again for untouched.
@@ -211,13 +252,13 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("crash_points::no_segment_is_freed_before_the_originals_it_explains_are_compared"),
         edits: &[
             Edit {
-                file: "engine/src/checkpointer.rs",
+                file: "engine/src/settle.rs",
                 from: "        self.keep_originals(transactions, || self.add_wanted_spare(turn, is_held))?;
 ",
                 to: "",
             },
             Edit {
-                file: "engine/src/checkpointer.rs",
+                file: "engine/src/settle.rs",
                 from: "        drop(lock);
         if !transactions.is_empty() {",
                 to: "        drop(lock);
@@ -632,7 +673,7 @@ pub const MUTANTS: &[Mutant] = &[
                 to: "overlaps(&prepared, &changed))",
             },
             Edit {
-                file: "engine/src/checkpointer.rs",
+                file: "engine/src/settle.rs",
                 from: "commits.unsettled.len() == transactions.len() && commits.is_all_applied;",
                 to: "commits.unsettled.len() == transactions.len();",
             },
@@ -688,7 +729,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "poison-for-want-of-space",
         suite: Suite::It("upkeep::a_checkpoint_that_finds_no_space_for_a_header_is_made_later"),
         edits: &[Edit {
-            file: "engine/src/checkpointer.rs",
+            file: "engine/src/settle.rs",
             from: "                Err(error) if error.is_no_space() && !commits.log.is_poisoned() => {
                     if",
             to: "                Err(error) if error.is_no_space() && commits.log.is_poisoned() => {
@@ -730,7 +771,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "settle-what-is-older",
         suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
         edits: &[Edit {
-            file: "engine/src/checkpointer.rs",
+            file: "engine/src/settle.rs",
             from: "if commits.has_older_than_itself() {",
             to: "if commits.has_older_than_itself() && false {",
         }],
@@ -750,7 +791,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "close-the-log-of-others",
         suite: Suite::It("hand_over::whoever_is_interrupted_the_others_go_on"),
         edits: &[Edit {
-            file: "engine/src/checkpointer.rs",
+            file: "engine/src/settle.rs",
             from: "let left = match self.locks.is_alone() {",
             to: "let left = match self.locks.is_alone().map(|_| true) {",
         }],
@@ -856,7 +897,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "leave-before-everything-is-settled",
         suite: Suite::It("hand_over::closing::a_commit_between_two_closes_is_settled"),
         edits: &[Edit {
-            file: "engine/src/checkpointer.rs",
+            file: "engine/src/settle.rs",
             from: "if commits.settled < commits.last_own {",
             to: "if commits.settled < commits.last_own && false {",
         }],
