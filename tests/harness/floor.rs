@@ -2,7 +2,8 @@
 //!
 //! BARE is one `pwrite` of the bytes and one `fdatasync`, into a file whose blocks are all written: no names, no
 //! atomicity of several files. LIMIT is BARE, and for each file a temporary file created, written and renamed (or
-//! exchanged with what it replaces), unsynced: what any design costs that leaves ordinary files behind.
+//! exchanged with what it replaces), unsynced: what any design costs that leaves ordinary files behind. With checks it also
+//! looks at what it replaces, twice, and at what that exchange took out: what any design costs that loses nobody's edits.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -14,7 +15,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use atomtree_vfs::os::Os;
-use atomtree_vfs::{Dir, Vfs};
+use atomtree_vfs::{Access, Dir, Metadata, Vfs};
+
+/// Originals up to this size are kept in a log.
+pub const ORIGINAL_BYTES_MAX: u64 = 4096;
 
 /// BARE: a file whose blocks are all written.
 pub struct Bare {
@@ -63,6 +67,7 @@ pub struct Limit {
     temporary: Arc<dyn Dir>,
     /// Makes the temporary names, which threads must not share.
     next: AtomicU64,
+    checks: bool,
 }
 
 impl Limit {
@@ -73,7 +78,15 @@ impl Limit {
     pub fn new(root: &Path) -> io::Result<Self> {
         let root = Os.open_root(root)?;
         root.create_dir(OsStr::new("temporary"), 0o777)?;
-        Ok(Self { temporary: root.open_dir(Path::new("temporary"))?, root, next: AtomicU64::new(0) })
+        let temporary = root.open_dir(Path::new("temporary"))?;
+        Ok(Self { temporary, root, next: AtomicU64::new(0), checks: false })
+    }
+
+    /// Whether it also looks at what it replaces: reads it, with its metadata, before it makes the file; compares the
+    /// metadata before the exchange, and those of what it took out after it.
+    #[must_use]
+    pub fn with_checks(self, checks: bool) -> Self {
+        Self { checks, ..self }
     }
 
     /// Makes a directory for [`Limit::put`].
@@ -99,11 +112,28 @@ impl Limit {
         for (name, content) in files {
             let (name, slot) =
                 (OsStr::new(name), OsString::from(self.next.fetch_add(1, Relaxed).to_string()));
+            let original = (self.checks && replaced).then(|| look_at(&*target, name)).transpose()?;
             let staged = self.temporary.create_file(&slot, 0o666)?;
             staged.write_at(&[IoSlice::new(content)], 0)?;
+            if self.checks {
+                staged.metadata()?;
+            }
+            let is_original = |found: io::Result<Metadata>| {
+                let found = found?;
+                let is_it = original.as_ref().is_none_or(|original| {
+                    (original.inode, original.size, original.modified)
+                        == (found.inode, found.size, found.modified)
+                });
+                if is_it { Ok(()) } else { Err(io::Error::other("another program has edited it")) }
+            };
+            if original.is_some() {
+                is_original(target.metadata(name))?;
+            }
             let exchanged = replaced && self.temporary.exchange(&slot, &*target, name).is_ok();
             if !exchanged {
                 self.temporary.rename(&slot, &*target, name)?;
+            } else if original.is_some() {
+                is_original(self.temporary.metadata(&slot))?;
             }
         }
         Ok(())
@@ -119,4 +149,15 @@ impl Limit {
         }
         Ok(())
     }
+}
+
+/// What a transaction has to know of a file that it replaces.
+fn look_at(dir: &dyn Dir, name: &OsStr) -> io::Result<Metadata> {
+    let file = dir.open_file(name, Access::Read)?;
+    let found = file.metadata()?;
+    if found.size <= ORIGINAL_BYTES_MAX {
+        file.read_all(ORIGINAL_BYTES_MAX)?;
+    }
+    file.xattrs()?;
+    Ok(found)
 }

@@ -135,9 +135,10 @@ pub trait Writer: Send + Sync {
 }
 
 /// All of them; the floor, the limit and atomtree first.
-pub const ALL: [&dyn Rival; 14] = [
+pub const ALL: [&dyn Rival; 15] = [
     &BareFloor,
-    &limit::LimitFloor,
+    &limit::LimitFloor::PLAIN,
+    &limit::LimitFloor::CHECKED,
     &Atomtree,
     &naive::Naive,
     &atomic_write_file::PerFile,

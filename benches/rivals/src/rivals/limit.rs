@@ -1,9 +1,12 @@
 //! LIMIT: BARE, and each file created, written and renamed without a sync. What any design costs that leaves ordinary
 //! files behind. Threads make their files at once, and those that are done by then share one write and one sync.
+//!
+//! With checks, what is replaced is looked at before, compared before the exchange and after it, and written to the log: what
+//! any design costs that goes back, and loses no edit of another program's.
 
 use std::path::{Path, PathBuf};
 
-use atomtree_tests::floor::{Bare, Limit};
+use atomtree_tests::floor::{Bare, Limit, ORIGINAL_BYTES_MAX};
 use atomtree_wal::GroupCommit;
 
 use crate::batch::Batch;
@@ -11,11 +14,18 @@ use crate::failure::{Failure, On};
 use crate::rivals::{BARE_BYTES, Opening, Rival, Role, Writer, read};
 
 /// See the file's head.
-pub(super) struct LimitFloor;
+pub(super) struct LimitFloor {
+    checks: bool,
+}
+
+impl LimitFloor {
+    pub(super) const PLAIN: Self = Self { checks: false };
+    pub(super) const CHECKED: Self = Self { checks: true };
+}
 
 impl Rival for LimitFloor {
     fn name(&self) -> &'static str {
-        "limit"
+        if self.checks { "limit-checked" } else { "limit" }
     }
 
     fn version(&self) -> String {
@@ -23,7 +33,11 @@ impl Rival for LimitFloor {
     }
 
     fn setting(&self) -> &'static str {
-        "bare, and each file created, written and renamed or exchanged, unsynced"
+        if self.checks {
+            "limit, and what is replaced read, logged up to 4 KiB, and compared before and after the exchange"
+        } else {
+            "bare, and each file created, written and renamed or exchanged, unsynced"
+        }
     }
 
     fn role(&self) -> Role {
@@ -32,9 +46,15 @@ impl Rival for LimitFloor {
 
     fn open(&self, dir: &Path, _: Opening) -> Result<Box<dyn Writer>, Failure> {
         let path = dir.join("bare");
-        let file = Bare::create(&path, BARE_BYTES).on("make", path)?;
-        let names = Limit::new(dir).on("prepare", dir)?;
-        Ok(Box::new(Open { dir: dir.to_owned(), file, names, group: GroupCommit::new() }))
+        let file = Bare::create(&path, (1 + usize::from(self.checks)) * BARE_BYTES).on("make", path)?;
+        let names = Limit::new(dir).on("prepare", dir)?.with_checks(self.checks);
+        Ok(Box::new(Open {
+            dir: dir.to_owned(),
+            file,
+            names,
+            logs_originals: self.checks,
+            group: GroupCommit::new(),
+        }))
     }
 }
 
@@ -42,6 +62,7 @@ struct Open {
     dir: PathBuf,
     file: Bare,
     names: Limit,
+    logs_originals: bool,
     group: GroupCommit<(), Result<(), Failure>>,
 }
 
@@ -54,9 +75,11 @@ impl Writer for Open {
         let announced = self.group.announce();
         let files = batch.files().map(|file| (file.name, file.content));
         self.names.put(batch.dir(), batch.replaces(), files).on("write", self.dir.join(batch.dir()))?;
+        let is_small = batch.files().all(|file| file.content.len() as u64 <= ORIGINAL_BYTES_MAX);
+        let images = 1 + usize::from(self.logs_originals && batch.replaces() && is_small);
         let write = |batch_of: Vec<()>| {
             // Commits are of one size, and whose bytes they are makes no difference to the device.
-            let written = match batch_of.len() {
+            let written = match images * batch_of.len() {
                 1 => self.file.write(batch.all()),
                 several => self.file.write(&batch.all().repeat(several)),
             };
