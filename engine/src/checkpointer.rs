@@ -248,8 +248,8 @@ impl Engine {
         }
     }
 
-    /// Whether a checkpoint that was wanted still has to be made. Then what is noted from now on is for the next one.
-    pub(crate) fn is_to_be_settled(&self, wanted: Wanted) -> bool {
+    /// Begins a checkpoint, if it still is wanted: what is noted from now on is for the next one.
+    pub(crate) fn begin_checkpoint(&self, wanted: Wanted) -> bool {
         let mut unsettled = self.unsettled.lock();
         let is_due = || due_at(self, &unsettled).is_some_and(|due| due <= now());
         let is_wanted = wanted != Wanted::IfDue || is_due();

@@ -36,7 +36,7 @@ pub struct Receipt {
     files: usize,
     displaced: Vec<Displaced>,
     lost: Vec<TreePath>,
-    is_waited_for: bool,
+    is_met: bool,
 }
 
 impl Receipt {
@@ -61,9 +61,9 @@ impl Receipt {
         &self.lost
     }
 
-    /// Whether another transaction, which is repeated, has been a conflict at a name that this one changed.
-    pub(crate) fn is_waited_for(&self) -> bool {
-        self.is_waited_for
+    /// Whether another transaction, which is repeated, was a conflict at a name that this one changed.
+    pub(crate) fn is_met(&self) -> bool {
+        self.is_met
     }
 }
 
@@ -264,7 +264,7 @@ impl Engine {
                     files: 0,
                     displaced: Vec::new(),
                     lost: Vec::new(),
-                    is_waited_for: false,
+                    is_met: false,
                 })),
                 Err(outcome) => {
                     *held_back = match (&ticket, &outcome) {
@@ -407,7 +407,7 @@ impl Engine {
                     files: count_names(&transaction.changes),
                     displaced,
                     lost,
-                    is_waited_for: self.contention.is_met_at(&transaction.changes),
+                    is_met: commits.meeting.is_some_and(|meeting| meeting.is_at_any(&transaction.changes)),
                 }),
                 Err((path, source)) => {
                     is_stuck = true;

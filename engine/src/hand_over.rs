@@ -21,7 +21,7 @@ use atomtree_wal::sync::{Guard, TurnGuard};
 use atomtree_wal::{self as wal, Log, Lsn};
 
 use crate::error::{Error, ErrorKind};
-use crate::lock::Mark;
+use crate::lock::{Mark, Meeting};
 use crate::store::{Engine, Health};
 use crate::trace;
 
@@ -51,6 +51,8 @@ pub(crate) struct CommitState {
     pub(crate) joined: Lsn,
     /// What was staged by then, and may be logged later.
     staged_before: HashSet<Slot>,
+    /// Where a transaction that is repeated was a conflict, as of when the lock was taken.
+    pub(crate) meeting: Option<Meeting>,
 }
 
 /// What the file system is synced through from some moment on.
@@ -86,6 +88,7 @@ impl CommitState {
             sync_root: sync_root.dir,
             joined,
             staged_before: sync_root.staged_before,
+            meeting: None,
         };
         let (unsettled, settled) =
             analysis.committed.iter().map(owned).partition(|one| one.lsn > analysis.watermark);
@@ -239,7 +242,7 @@ impl Engine {
         })?;
         let mut commits = CommitLock { engine: self, state };
         let (mark, meeting) = self.locks.mark_and_meeting()?;
-        self.contention.take_up(meeting, self.places.vfs.now());
+        commits.meeting = meeting.filter(|meeting| meeting.is_of_late(self.places.vfs.now()));
         if let Mark::Poisoned { reason, .. } = mark {
             return Err(Error::Poisoned { reason });
         }

@@ -232,7 +232,7 @@ impl Locks {
         Ok(Mark::read(&*self.file).doing("read", ".atomtree/lock")?)
     }
 
-    /// The same, and where transactions have met of late, if they have. Under the commit lock.
+    /// The same, and where transactions have met, if they have. Under the commit lock.
     pub(crate) fn mark_and_meeting(&self) -> Result<(Mark, Option<Meeting>), Error> {
         Ok(Mark::read_with_meeting(&*self.file).doing("read", ".atomtree/lock")?)
     }

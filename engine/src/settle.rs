@@ -90,7 +90,7 @@ impl Engine {
                 Err(error) => return Ok(Progress::PutOff(error)),
             };
             // Taking the lock has told what others have settled.
-            if !self.is_to_be_settled(wanted) {
+            if !self.begin_checkpoint(wanted) {
                 return Ok(Progress::NotDue);
             }
             if commits.has_older_than_itself() {

@@ -21,7 +21,7 @@ use atomtree_wal::sync::{Condvar, Mutex, Thread, Turn};
 
 use crate::checkpointer::{self, Unsettled};
 use crate::commit::Outcome;
-use crate::contention::{Contention, RetryPlace};
+use crate::contention::{Contention, Line, RetryPlace};
 use crate::create;
 use crate::error::{Error, ErrorKind, OnPath};
 use crate::hand_over::CommitState;
@@ -210,8 +210,9 @@ impl Store {
     /// Runs `change` in a transaction and commits it; on a conflict runs it again, up to sixteen times, with growing
     /// pauses. It may therefore run several times, and should do nothing but read and change the transaction.
     ///
-    /// Those that have met a conflict go on one after another, whichever process they are in, so that many who change the
-    /// same files get through in turn.
+    /// Those that have met a conflict go on one after another, whichever process they are in, and so do, for a moment, those
+    /// that change what they met, so that many who change the same files get through in turn. Who commits otherwise, by
+    /// [`Store::begin`] or [`Transaction::submit`], is not held up.
     ///
     /// # Errors
     /// What `change` returns, or `commit`; `conflict` if it was one each time.
@@ -220,23 +221,23 @@ impl Store {
         mut change: impl FnMut(&mut Transaction) -> Result<T, Error>,
     ) -> Result<(T, crate::Receipt), Error> {
         let engine = &self.shared.engine;
-        let line = Contention::line_of(&change);
-        let mut place = engine.contention.is_remembered(line).then(|| RetryPlace::take(engine, line));
+        let line = Line::of(&change);
+        let mut place = engine.contention.is_remembered(line).then(|| RetryPlace::take(engine));
         for attempt in 1.. {
             let mut transaction = self.begin()?;
             let result = change(&mut transaction).and_then(|value| Ok((value, transaction.commit()?)));
             match &result {
                 Err(error) if error.kind() == ErrorKind::Conflict && attempt < TRANSACT_ATTEMPTS => {
-                    engine.note_conflict(line, error.path().unwrap_or(Path::new("")));
+                    engine.note_conflict(line, error);
                 }
-                Ok((_, receipt)) if receipt.is_waited_for() => {
-                    engine.contention.remember(line);
+                Ok((_, receipt)) if receipt.is_met() => {
+                    engine.contention.note_met(line);
                     return result;
                 }
                 _ => return result,
             }
             match place {
-                None => place = Some(RetryPlace::take(engine, line)),
+                None => place = Some(RetryPlace::take(engine)),
                 Some(_) => self.pause(attempt),
             }
         }

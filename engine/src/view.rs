@@ -174,6 +174,12 @@ impl View {
         })
     }
 
+    /// Whether the transaction relies on the names in this directory.
+    pub(crate) fn lists(&self, path: &Path) -> bool {
+        let is_it = |disk: &[u8]| disk == path.as_os_str().as_encoded_bytes();
+        self.dirs().any(|(_, dir)| dir.listing.is_some() && dir.disk.as_deref().is_some_and(is_it))
+    }
+
     pub(crate) fn limits(&self) -> ImageLimits {
         self.limits
     }

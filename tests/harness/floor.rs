@@ -3,7 +3,7 @@
 //! BARE is one `pwrite` of the bytes and one `fdatasync`, into a file whose blocks are all written: no names, no
 //! atomicity of several files. LIMIT is BARE, and for each file a temporary file created, written and renamed (or
 //! exchanged with what it replaces), unsynced: what any design costs that leaves ordinary files behind. With checks it also
-//! looks at what it replaces, twice, and at what that exchange took out: what any design costs that loses nobody's edits.
+//! looks at what it replaces, twice, and at what the exchange took out: what atomtree's protocol asks of the system.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};

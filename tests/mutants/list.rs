@@ -97,14 +97,33 @@ pub const MUTANTS: &[Mutant] = &[
             to: "for piece in [number(edit.0)] {",
         }],
     },
+    // Go on as ever beside those who are met and always come second.
+    Mutant {
+        name: "forget-that-it-was-met",
+        suite: Suite::It("processes::fairness::who_meets_others_gets_its_turn"),
+        edits: &[Edit {
+            file: "engine/src/store.rs",
+            from: "Ok((_, receipt)) if receipt.is_met() => {",
+            to: "Ok((_, receipt)) if receipt.is_met() && receipt.tx().0 == 0 => {",
+        }],
+    },
+    Mutant {
+        name: "meet-one-name-of-a-listing",
+        suite: Suite::In("atomtree", "--lib", "contention::tests::who_is_met_queues"),
+        edits: &[Edit {
+            file: "engine/src/contention.rs",
+            from: "Meeting::at(listed.unwrap_or(path),",
+            to: "Meeting::at(listed.map_or(path, |_| path),",
+        }],
+    },
     // Look only at the segments that are known.
     Mutant {
         name: "overlook-anothers-segments",
         suite: Suite::In("atomtree-wal", "--test=log", "several::spares_are_known_to_all_and_counted_once"),
         edits: &[Edit {
             file: "wal/src/log.rs",
-            from: "let is_all = are_names_known && self.has_known_headers()?;",
-            to: "let is_all = self.has_known_headers()?;",
+            from: "let are_headers_known = are_names_known && self.has_known_headers()?;",
+            to: "let are_headers_known = self.has_known_headers()?;",
         }],
     },
     // Take what was made and removed again for untouched.
@@ -743,7 +762,7 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[Edit {
             file: "engine/src/checkpointer.rs",
             from: "let mut made = commits.log.retire(settled.next()).map(|freed| freed > 0);",
-            to: "let mut made = if settled == Lsn(0) { commits.log.retire(settled).map(|freed| freed > 0) } else { Ok(false) };",
+            to: "let mut made = if settled.0 == 0 { commits.log.retire(settled).map(|freed| freed > 0) } else { Ok(false) };",
         }],
     },
     // Write frames under a header that only the cache has.

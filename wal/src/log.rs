@@ -193,10 +193,12 @@ impl Log {
         };
         // A name that comes within the same tick as this look leaves the directory's time as it is.
         self.names_at = Some(modified).filter(|_| are_names_known && modified.plus_ns(granularity_ns) < now);
-        let is_all = are_names_known && self.has_known_headers()?;
-        if is_all && self.ends_as_known()? {
+        let are_headers_known = are_names_known && self.has_known_headers()?;
+        if are_headers_known && self.ends_as_known()? {
             return Ok(None);
         }
+        // One that was cut is opened again, and refused.
+        let is_all = are_headers_known && self.has_known_lengths()?;
         let familiar = Familiar {
             position: self.known,
             segments: self.segments().cloned().collect(),
@@ -232,6 +234,17 @@ impl Log {
     fn has_known_headers(&self) -> Result<bool, Error> {
         for segment in self.segments() {
             if !segment.has_known_header()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether no segment has been cut.
+    fn has_known_lengths(&self) -> Result<bool, Error> {
+        for segment in self.segments() {
+            let length = segment.file.metadata().doing("read the metadata of", segment.id())?.size;
+            if length != segment.header.segment_bytes {
                 return Ok(false);
             }
         }

@@ -12,12 +12,14 @@
 //! All are lines of text, padded with newlines. The first is a hint for people. The second is read under the commit lock, and
 //! says nothing once no process has the store open: the log does then. The third is a hint too, which anybody writes.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, IoSlice};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use atomtree_recovery::image::Digest;
 use atomtree_vfs::{File, ProcessIdentity, SECTOR_BYTES, Timestamp};
+
+use crate::contention::REMEMBERED;
 
 const NOTE_BYTES: usize = SECTOR_BYTES;
 const MARK_AT: u64 = NOTE_BYTES as u64;
@@ -128,21 +130,26 @@ impl Mark {
 }
 
 /// A name at which a transaction has met another of late, and is repeated. Who goes on to commit changes of it may be the one
-/// that always comes first.
+/// that always comes first. Whoever meets writes it, with no lock: the sector is its own, and what is torn or overwritten is
+/// a hint less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Meeting {
     name: u64,
-    /// Until when it counts.
-    pub(crate) until: Timestamp,
+    until: Timestamp,
 }
 
 impl Meeting {
-    pub(crate) fn at(path: &Path, until: Timestamp) -> Self {
-        Self { name: hash(path), until }
+    pub(crate) fn at(path: &Path, now: Timestamp) -> Self {
+        Self { name: hash(path), until: remembered_until(now) }
     }
 
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         self.name == hash(path)
+    }
+
+    /// Whether it still counts. A clock that was set back since makes none of it.
+    pub(crate) fn is_of_late(&self, now: Timestamp) -> bool {
+        now < self.until && self.until <= remembered_until(now)
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -156,9 +163,15 @@ impl Meeting {
     }
 }
 
+fn remembered_until(now: Timestamp) -> Timestamp {
+    now.plus_ns(REMEMBERED.as_nanos() as i64)
+}
+
+/// The same in every process that was built by the same compiler; others miss the hint.
 fn hash(path: &Path) -> u64 {
-    let Digest(bytes) = Digest::of(path.as_os_str().as_bytes());
-    u64::from_le_bytes(*bytes.first_chunk().expect("a digest is longer"))
+    let mut hasher = DefaultHasher::new();
+    path.as_os_str().as_bytes().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Parts as text, from an offset on; what can't be understood is nothing.
@@ -198,10 +211,13 @@ mod tests {
         let root = Sim::new(1).open_root(Path::new("/")).unwrap();
         let file = root.create_file(OsStr::new("lock"), 0o600).unwrap();
         assert_eq!(Mark::read_with_meeting(&*file).unwrap(), (Mark::None, None));
-        let meeting = Meeting::at(Path::new("dir/name"), Timestamp(-7));
+        let now = Timestamp(1_000_000_000_000);
+        let meeting = Meeting::at(Path::new("dir/name"), now);
         meeting.write(&*file).unwrap();
         assert_eq!(Mark::read_with_meeting(&*file).unwrap(), (Mark::None, Some(meeting)));
         assert!(meeting.is_at(Path::new("dir/name")) && !meeting.is_at(Path::new("dir")));
+        assert!(meeting.is_of_late(now) && meeting.is_of_late(meeting.until.plus_ns(-1)));
+        assert!(!meeting.is_of_late(meeting.until) && !meeting.is_of_late(now.plus_ns(-1)));
         let mark = Mark::Poisoned { id: 5, reason: "why\nnot".repeat(100) };
         mark.write(&*file).unwrap();
         let (found, beside) = Mark::read_with_meeting(&*file).unwrap();

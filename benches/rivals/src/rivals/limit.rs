@@ -1,8 +1,8 @@
 //! LIMIT: BARE, and each file created, written and renamed without a sync. What any design costs that leaves ordinary
 //! files behind. Threads make their files at once, and those that are done by then share one write and one sync.
 //!
-//! With checks, what is replaced is looked at before, compared before the exchange and after it, and written to the log: what
-//! any design costs that goes back, and loses no edit of another program's.
+//! With checks, what is replaced is looked at before, compared before the exchange and after it, and written to the log if it
+//! is small: what atomtree's protocol asks of the system, without anything that keeps its books.
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,7 @@ impl Rival for LimitFloor {
             dir: dir.to_owned(),
             file,
             names,
-            logs_originals: self.checks,
+            checks: self.checks,
             group: GroupCommit::new(),
         }))
     }
@@ -62,7 +62,7 @@ struct Open {
     dir: PathBuf,
     file: Bare,
     names: Limit,
-    logs_originals: bool,
+    checks: bool,
     group: GroupCommit<(), Result<(), Failure>>,
 }
 
@@ -75,8 +75,9 @@ impl Writer for Open {
         let announced = self.group.announce();
         let files = batch.files().map(|file| (file.name, file.content));
         self.names.put(batch.dir(), batch.replaces(), files).on("write", self.dir.join(batch.dir()))?;
+        // What is replaced is as large.
         let is_small = batch.files().all(|file| file.content.len() as u64 <= ORIGINAL_BYTES_MAX);
-        let images = 1 + usize::from(self.logs_originals && batch.replaces() && is_small);
+        let images = 1 + usize::from(self.checks && batch.replaces() && is_small);
         let write = |batch_of: Vec<()>| {
             // Commits are of one size, and whose bytes they are makes no difference to the device.
             let written = match images * batch_of.len() {
