@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use atomtree_vfs::os::Os;
-use atomtree_vfs::{Access, Dir, Metadata, Vfs};
+use atomtree_vfs::{self as vfs, Access, Dir, Metadata, Vfs};
 
 /// Originals up to this size are kept in a log.
 pub const ORIGINAL_BYTES_MAX: u64 = 4096;
@@ -109,34 +109,55 @@ impl Limit {
         files: impl IntoIterator<Item = (&'a str, &'a [u8])>,
     ) -> io::Result<()> {
         let target = self.root.open_dir(Path::new(dir))?;
+        let files = files.into_iter().map(|(name, content)| (OsStr::new(name), content));
+        if self.checks {
+            // What is to be put in place together is written before anything is.
+            let staged: Vec<_> = files
+                .map(|(name, content)| {
+                    let original = look_at(&*target, name)?;
+                    let (slot, file) = self.stage(content)?;
+                    file.metadata()?;
+                    Ok((name, original, slot))
+                })
+                .collect::<io::Result<_>>()?;
+            return staged.iter().try_for_each(|(name, original, slot)| {
+                self.put_checked(&*target, name, original.as_ref(), slot)
+            });
+        }
         for (name, content) in files {
-            let (name, slot) =
-                (OsStr::new(name), OsString::from(self.next.fetch_add(1, Relaxed).to_string()));
-            let original = (self.checks && replaced).then(|| look_at(&*target, name)).transpose()?;
-            let staged = self.temporary.create_file(&slot, 0o666)?;
-            staged.write_at(&[IoSlice::new(content)], 0)?;
-            if self.checks {
-                staged.metadata()?;
-            }
-            let is_original = |found: io::Result<Metadata>| {
-                let found = found?;
-                let is_it = original.as_ref().is_none_or(|original| {
-                    (original.inode, original.size, original.modified)
-                        == (found.inode, found.size, found.modified)
-                });
-                if is_it { Ok(()) } else { Err(io::Error::other("another program has edited it")) }
-            };
-            if original.is_some() {
-                is_original(target.metadata(name))?;
-            }
+            let (slot, _) = self.stage(content)?;
             let exchanged = replaced && self.temporary.exchange(&slot, &*target, name).is_ok();
             if !exchanged {
                 self.temporary.rename(&slot, &*target, name)?;
-            } else if original.is_some() {
-                is_original(self.temporary.metadata(&slot))?;
             }
         }
         Ok(())
+    }
+
+    fn stage(&self, content: &[u8]) -> io::Result<(OsString, Arc<dyn vfs::File>)> {
+        let slot = OsString::from(self.next.fetch_add(1, Relaxed).to_string());
+        let file = self.temporary.create_file(&slot, 0o666)?;
+        file.write_at(&[IoSlice::new(content)], 0)?;
+        Ok((slot, file))
+    }
+
+    /// Puts a file in place if the original, or nothing, still stands there, and looks at what it took out.
+    fn put_checked(
+        &self,
+        target: &dyn Dir,
+        name: &OsStr,
+        original: Option<&Metadata>,
+        slot: &OsStr,
+    ) -> io::Result<()> {
+        let Some(original) = original else { return self.temporary.rename(slot, target, name) };
+        let is_original = |found: Metadata| {
+            let is_it = (original.inode, original.size, original.modified)
+                == (found.inode, found.size, found.modified);
+            if is_it { Ok(()) } else { Err(io::Error::other("another program has edited it")) }
+        };
+        is_original(target.metadata(name)?)?;
+        self.temporary.exchange(slot, target, name)?;
+        is_original(self.temporary.metadata(slot)?)
     }
 
     /// Removes the originals that were exchanged, as a checkpoint does.
@@ -151,13 +172,16 @@ impl Limit {
     }
 }
 
-/// What a transaction has to know of a file that it replaces.
-fn look_at(dir: &dyn Dir, name: &OsStr) -> io::Result<Metadata> {
-    let file = dir.open_file(name, Access::Read)?;
+/// What a transaction has to know of a name that it writes.
+fn look_at(dir: &dyn Dir, name: &OsStr) -> io::Result<Option<Metadata>> {
+    let file = match dir.open_file(name, Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
     let found = file.metadata()?;
     if found.size <= ORIGINAL_BYTES_MAX {
         file.read_all(ORIGINAL_BYTES_MAX)?;
     }
     file.xattrs()?;
-    Ok(found)
+    Ok(Some(found))
 }
