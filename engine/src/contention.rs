@@ -1,10 +1,12 @@
 //! How those go on whose transactions meet again and again: one after another.
 //!
 //! A transaction that is repeated beside many others that change the same file mostly meets them again, and all its work is
-//! for nothing. So those that have met one queue for the place of who repeats, across processes, and so do, for a
-//! moment, those that come from the same line of the program, and, of one that changes what was met, those of its thread: who
-//! always comes first would never queue otherwise, and the others never come first. It is only a matter of speed: who does not get the place in
-//! time goes on without it, and of several names at which transactions meet at once only the last is told to others.
+//! for nothing. So those that have met one queue for the place of who repeats, across processes, and so do, for a moment,
+//! those that come from the same line of the program. Who always comes first never meets anybody, and would starve the
+//! others: so what comes from the same line and thread as a change of what was met queues as well.
+//!
+//! It is only a matter of speed: who does not get the place in time goes on without it, and of several names at which
+//! transactions meet at once only the last is told to others.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
