@@ -82,10 +82,15 @@ pub const MUTANTS: &[Mutant] = &[
             to: "newest.0 < first.0",
         }],
     },
+    // Miss what a scrub has written anew.
     Mutant {
         name: "follow-behind-a-scrub",
         suite: Suite::It("forgetting::a_checkpoint_lists_the_history_only_behind_anothers"),
-        edits: &[Edit { file: "recovery/src/retention.rs", from: "            shelves.forget();", to: "" }],
+        edits: &[Edit {
+            file: "recovery/src/retention.rs",
+            from: "            shelves.forget();",
+            to: "            shelves.0.remove(&name);",
+        }],
     },
     // Look for an edit only in the piece in which it begins.
     Mutant {
