@@ -137,7 +137,8 @@ mod tests {
 
     fn open(sim: Sim) -> Store {
         let vfs: Arc<dyn Vfs> = Arc::new(sim);
-        Options::new().vfs(vfs).checkpoints(Checkpoints::Manual).open("/tree").unwrap()
+        let options = Options::new().vfs(vfs).checkpoints(Checkpoints::Manual);
+        options.lock_timeout(2 * REMEMBERED).open("/tree").unwrap()
     }
 
     /// Goal: who commits changes of what another process's transaction has met queues from then on, and nobody else. Method:
@@ -163,7 +164,8 @@ mod tests {
                 let change = move |tx: &mut Transaction| tx.write(name, attempt.to_string() + "th");
                 let line = Line::of(&change);
                 beside.transact(change).unwrap();
-                beside.shared.engine.contention.is_remembered(line)
+                // However long ago that is by now.
+                beside.shared.engine.contention.until_us[line.here].load(Ordering::Relaxed) > 0
             };
             let repeated = meets.transact(|tx| {
                 read(tx)?;
@@ -178,5 +180,26 @@ mod tests {
             repeated.unwrap();
             assert_eq!(attempts, if is_met { 3 } else { 2 }, "{first}, {second}");
         }
+    }
+
+    /// Goal: a transaction that is run inside another one's closure does not wait for ever for the place that its own thread
+    /// has, and having waited keeps nobody in line. Method: both, with a wait that is longer than what is remembered.
+    #[test]
+    fn who_waits_in_vain_goes_on_and_is_forgotten() {
+        let sim = Sim::new(1);
+        sim.create_dir("/tree");
+        let store = open(sim);
+        let contention = &store.shared.engine.contention;
+        let place = RetryPlace::take(&store.shared.engine);
+        assert!(place.is_taken);
+        let inner = |tx: &mut Transaction| tx.write("inner", "1");
+        let line = Line::of(&inner);
+        contention.note_met(line);
+        let begun = now();
+        store.transact(inner).unwrap();
+        assert!(now() - begun >= REMEMBERED, "it did not wait for the place");
+        assert!(!contention.is_remembered(line));
+        drop(place);
+        assert!(RetryPlace::take(&store.shared.engine).is_taken);
     }
 }

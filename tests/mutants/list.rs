@@ -121,6 +121,16 @@ pub const MUTANTS: &[Mutant] = &[
             to: "Meeting::at(listed.map_or(path, |_| path),",
         }],
     },
+    // Believe in a segment that has been cut behind what is read.
+    Mutant {
+        name: "overlook-a-cut-segment",
+        suite: Suite::In("atomtree-wal", "--test=log", "several::a_segment_that_was_cut_is_refused"),
+        edits: &[Edit {
+            file: "wal/src/log.rs",
+            from: "let is_all = are_headers_known && self.has_known_lengths()?;",
+            to: "let is_all = are_headers_known;",
+        }],
+    },
     // Look only at the segments that are known.
     Mutant {
         name: "overlook-anothers-segments",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use atomtree_vfs::Access;
 use atomtree_vfs::faults::{Call, Fault, Faults, Verb};
 use atomtree_vfs::sim::Sim;
 use atomtree_wal::{Error, Record, Tail};
@@ -154,6 +155,27 @@ fn spares_are_known_to_all_and_counted_once() {
     other.sync().unwrap();
     assert_eq!(read_on(&mut one, &sim).len(), 5);
     assert_eq!(payloads(&scan(&sim).unwrap()), vec![largest.clone(); 5]);
+}
+
+/// Goal: who reads on does not believe in a segment that somebody has cut, also behind what is read. Method: news in a log of
+/// which each segment has lost its last byte.
+#[test]
+fn a_segment_that_was_cut_is_refused() {
+    let sim = machine();
+    let mut one = create(&sim);
+    let (other_sim, mut other) = join(&sim);
+    wait(&sim);
+    assert_eq!(read_on(&mut other, &other_sim), []);
+    append_synced(&mut one, &[b"first"]);
+    let wal = dir(&sim);
+    for entry in wal.list().unwrap() {
+        let segment = wal.open_file(&entry.name, Access::ReadWrite).unwrap();
+        segment.set_len(segment.metadata().unwrap().size - 1).unwrap();
+    }
+    match news(&mut other, &other_sim) {
+        Err(Error::Corrupt { found, .. }) => assert!(found.starts_with("a file of "), "{found}"),
+        other => panic!("{:?}", other.map(|scan| scan.map(|scan| frames(&scan)))),
+    }
 }
 
 /// A log behind storage of which the next append stops within, after so many bytes.
