@@ -10,7 +10,7 @@
 //! Storage verbs happen at once, but for the syncs of the log, within which others run. No time passes: a wait for a while
 //! lasts until somebody ends it, and a checkpoint is due at once or never. Panics under a lock are left to
 //! `tickets::a_panic_wakes_everybody`, because loom's locks poison; reference counts and the few plain atomics are std's,
-//! and left to `it::stress` under `ThreadSanitizer`.
+//! and left to `tests/stress` under `ThreadSanitizer`.
 
 mod checkpointing;
 mod closing;

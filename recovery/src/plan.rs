@@ -495,8 +495,13 @@ fn bytes_of<'a>(content: &'a Content<'_>) -> &'a [u8] {
     }
 }
 
+/// What the head of most records takes.
+const HEAD_BYTES_USUAL: usize = 256;
+
 fn payload<'a>(kind: RecordKind, head: &impl Serialize, content: &'a [u8]) -> Payload<'a> {
-    let mut bytes = vec![0; 4];
+    // Room for all that is usual: to grow from nothing takes several allocations a record.
+    let mut bytes = Vec::with_capacity(HEAD_BYTES_USUAL);
+    bytes.extend([0; 4]);
     rmp_serde::encode::write(&mut bytes, head).expect("a head holds nothing that MessagePack can't");
     let head_bytes = u32::try_from(bytes.len() - 4).expect("heads are bounded by path and attribute lengths");
     bytes[..4].copy_from_slice(&head_bytes.to_le_bytes());

@@ -19,5 +19,6 @@ pub mod serializability;
 pub mod signals;
 pub mod versions;
 pub mod volume;
+pub mod waiting;
 pub mod workload;
 pub mod workloads;

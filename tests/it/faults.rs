@@ -11,11 +11,11 @@ use atomtree::{Checkpoints, Durability, Error, ErrorKind, Options, Store};
 use atomtree_tests::call_sites::{Site, compare, mentions};
 use atomtree_tests::fault_matrix::Survey;
 use atomtree_tests::history::{DIRECTORIES, IN_PLACE};
+use atomtree_tests::waiting::{Running, block_on, start};
 use atomtree_tests::workload::Workload;
 use atomtree_tests::workloads;
 
 use crate::crash_points::sum_over;
-use crate::tickets::{block_on, start};
 
 /// The workloads that reach every place, found once.
 static SURVEY: LazyLock<Survey> = LazyLock::new(|| {
@@ -197,7 +197,7 @@ fn a_failed_sync_wakes_whoever_waits() {
                 })
             })
             .collect();
-        let ended: Vec<_> = running.into_iter().map(super::tickets::Running::end).collect();
+        let ended: Vec<_> = running.into_iter().map(Running::end).collect();
         assert!(has_failed.load(Ordering::Relaxed), "there is no sync {number}");
         for (wait, (_, error)) in WAITS.iter().zip(&ended) {
             let kind = error.as_ref().map(Error::kind);

@@ -151,6 +151,9 @@ fn sweep(root: &Path, store: &Store, wanting: &Wanting, round: u8, label: &str) 
 #[track_caller]
 fn same_tree(root: &Path, before: &BTreeMap<PathBuf, Seen>, label: &str) {
     let after = tree(root);
+    if after == *before {
+        return;
+    }
     let names = before.keys().chain(after.keys());
     let differing: Vec<_> = names.filter(|name| before.get(*name) != after.get(*name)).collect();
     assert!(differing.is_empty(), "{label}: changed {differing:?}");

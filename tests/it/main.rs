@@ -32,7 +32,6 @@ mod rules;
 mod settled;
 mod source_tree;
 mod spans;
-mod stress;
 mod tickets;
 mod tidy;
 mod undo;

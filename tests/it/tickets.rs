@@ -4,9 +4,8 @@
 //! Every wait has an end: what blocks runs in a thread of its own, and the test fails when that is not done in time.
 
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::path::Path;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
@@ -17,52 +16,12 @@ use atomtree::{
     Checkpoints, Durability, Error, ErrorKind, Options, Receipt, RecoveryReport, Store, Ticket, Transaction,
     TransactionId,
 };
+use atomtree_tests::waiting::{A_WHILE, Running, TOO_LONG, block_on, start, within};
 use atomtree_vfs::faults::{Call, Fault, Faults, Verb, fail_nothing};
 use atomtree_vfs::sim::Sim;
 
-/// Longer than anything here takes, on a machine that is busy with other things.
-const TOO_LONG: Duration = Duration::from_mins(1);
-/// Long enough for what must not happen to happen.
-const A_WHILE: Duration = Duration::from_millis(100);
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
-
-/// What runs in a thread of its own.
-pub(crate) struct Running<T> {
-    done: mpsc::Receiver<T>,
-    thread: thread::JoinHandle<()>,
-}
-
-pub(crate) fn start<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Running<T> {
-    let (sender, done) = mpsc::channel();
-    let thread = thread::spawn(move || drop(sender.send(run())));
-    Running { done, thread }
-}
-
-impl<T> Running<T> {
-    #[track_caller]
-    pub(crate) fn end(self) -> T {
-        match self.done.recv_timeout(TOO_LONG) {
-            Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
-            Err(mpsc::RecvTimeoutError::Disconnected) => match self.thread.join() {
-                Err(panic) => std::panic::resume_unwind(panic),
-                Ok(()) => unreachable!("it sends before it ends"),
-            },
-        }
-    }
-
-    #[track_caller]
-    fn assert_blocked(&self) {
-        assert!(self.done.recv_timeout(A_WHILE).is_err(), "it should have waited");
-    }
-}
-
-/// Runs what may block, within a time.
-#[track_caller]
-pub(crate) fn within<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
-    start(run).end()
-}
 
 #[track_caller]
 fn durable(ticket: &Arc<Ticket>) -> Result<TransactionId, Error> {
@@ -232,30 +191,6 @@ impl Wake for Bell {
 
 fn poll(ticket: &mut Ticket, waker: &Waker) -> Poll<Result<Receipt, Error>> {
     Pin::new(ticket).poll(&mut Context::from_waker(waker))
-}
-
-/// Unparks the thread that made it.
-struct Unpark(thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// A whole runtime, of `std` only.
-#[track_caller]
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    let start = Instant::now();
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        thread::park_timeout(TOO_LONG);
-        assert!(start.elapsed() < TOO_LONG, "nobody wakes it");
-    }
 }
 
 // Order.
@@ -823,7 +758,7 @@ fn a_panic_wakes_everybody() {
         if let Some(commit) = commit {
             applied(&first).unwrap();
             // Its thread has panicked, or been abandoned by the one that did.
-            let ended = commit.done.recv_timeout(TOO_LONG);
+            let ended = commit.outcome();
             assert!(!matches!(ended, Ok(Ok(_)) | Err(mpsc::RecvTimeoutError::Timeout)), "{ended:?}");
         } else {
             assert_eq!(durable(&first).unwrap_err().kind(), ErrorKind::OutcomeUnknown);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Batch;
 use crate::children::{answer, wait_for_go};
 use crate::failure::Failure;
-use crate::rivals::{self, Opening, Writer};
+use crate::rivals::{self, Opening, Role, Writer};
 use crate::spread::quantile;
 
 /// The directory that everybody writes in.
@@ -58,6 +58,9 @@ impl Member {
         let rival = rivals::named(&self.rival)
             .ok_or_else(|| Failure::new("find a rival named", &self.rival, "see --list"))?;
         let writer = rival.open(&self.dir, Opening::SHARED)?;
+        if rival.role() == Role::Limit {
+            writer.create_dir(DIR)?;
+        }
         wait_for_go()?;
         let start = Instant::now();
         let times: Result<Vec<Vec<f64>>, Failure> = thread::scope(|scope| {

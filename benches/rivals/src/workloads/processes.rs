@@ -87,6 +87,13 @@ struct Shared {
     floor: Option<Open>,
 }
 
+impl Shared {
+    /// Where this member finds its store. LIMIT is what the system takes for what they all do, so each has its own.
+    fn dir_of(&self, number: usize) -> PathBuf {
+        if self.rival.role() == Role::Limit { self.root.join(number.to_string()) } else { self.root.clone() }
+    }
+}
+
 struct Load {
     processes: usize,
     threads: usize,
@@ -106,7 +113,13 @@ impl Case<Shared> for Load {
     /// A fresh store, with the counter at 0 and nobody in it.
     fn prepare(&self, shared: &mut Shared, [first, _]: &[Batch; 2]) -> Result<(), Failure> {
         std::fs::create_dir_all(&shared.root).on("make", &shared.root)?;
-        if matches!(shared.rival.role(), Role::Floor | Role::Limit) {
+        if shared.rival.role() == Role::Limit {
+            return (0..self.processes).try_for_each(|number| {
+                let own = shared.dir_of(number);
+                std::fs::create_dir(&own).on("make", own)
+            });
+        }
+        if shared.rival.role() == Role::Floor {
             let floor = shared.rival.open(&shared.root, Opening::QUIET)?;
             floor.create_dir(DIR)?;
             floor.put(first)?;
@@ -132,7 +145,9 @@ impl Case<Shared> for Load {
         let answers: Result<Vec<MemberAnswer>, Failure> = members.into_iter().map(Actor::answer).collect();
         let answers = answers?;
         let commits = answers.iter().map(|answer| answer.commits).sum();
-        self.check(shared, commits)?;
+        if shared.rival.role() != Role::Limit {
+            self.check(shared, commits)?;
+        }
         let most = |pick: fn(&MemberAnswer) -> f64| answers.iter().map(pick).fold(0.0, f64::max);
         let share = |commits: u64, all: u64| commits as f64 * self.processes as f64 / all.max(1) as f64;
         let mut sample = Sample {
@@ -167,12 +182,13 @@ impl Load {
     fn arguments(&self, shared: &Shared, number: usize) -> Vec<String> {
         let mut arguments = vec![
             shared.rival.name().to_owned(),
-            shared.root.display().to_string(),
+            shared.dir_of(number).display().to_string(),
             number.to_string(),
             self.threads.to_string(),
             self.milliseconds.to_string(),
         ];
-        if self.counts {
+        // Without a counter nothing of LIMIT's would be shared.
+        if self.counts && shared.rival.role() != Role::Limit {
             arguments.push("--counts".to_owned());
         }
         arguments

@@ -5,6 +5,8 @@
 //! Under `ThreadSanitizer` this looks for data races in what loom can't hold (CONTRIBUTING.md has the command).
 //! `ATOMTREE_STRESS_SECONDS` makes each test run longer than a second.
 
+#![cfg(test)]
+
 use std::future::Future;
 use std::io::Cursor;
 use std::path::Path;
@@ -16,11 +18,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use atomtree::{Durability, Error, ErrorKind, Inspection, Options, Receipt, RecoveryReport, Store, Ticket};
+use atomtree_tests::waiting::{block_on, within};
 use atomtree_vfs::faults::{Fault, Faults, Verb, fail_nothing};
 use atomtree_vfs::os::Os;
-
-use crate::basics::{commit, opened, small};
-use crate::tickets::{block_on, within};
+use tempfile::TempDir;
 
 /// How many threads commit, and how many submit.
 const COMMITTERS: u64 = 3;
@@ -36,7 +37,18 @@ fn duration() -> Duration {
 
 /// A log that is full all the time, and checkpoints that never pause.
 fn busy() -> Options {
-    small().log_bytes_max(256 << 10).settle_after(Duration::from_millis(1)).submitted_max(4)
+    Options::new()
+        .segment_bytes(64 << 10)
+        .log_bytes_max(256 << 10)
+        .settle_after(Duration::from_millis(1))
+        .submitted_max(4)
+}
+
+/// An empty tree with an open store.
+fn opened(options: Options) -> (TempDir, Store) {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = options.open(scratch.path()).unwrap();
+    (scratch, store)
 }
 
 /// How far each thread's files have come: the last number that was acknowledged.
@@ -73,18 +85,20 @@ impl Acknowledged {
 fn committer(store: &Store, thread: u64, acknowledged: &Acknowledged) -> Error {
     for n in 1_u64.. {
         let text = format!("{n}{}", ".".repeat((n % 7 * 900) as usize));
-        let result = commit(store, |tx| {
+        let commit = || -> Result<Receipt, Error> {
+            let mut tx = store.begin()?;
             tx.write(format!("{thread}-a"), text.clone())?;
             tx.write(format!("{thread}-b"), text.clone())?;
             match n % 16 {
-                5 => tx.write_from(format!("{thread}-large"), Cursor::new(vec![b'x'; 40_000])).map(drop),
-                7 => tx.write(format!("dir-{thread}/{n}"), "moved"),
-                8 => tx.rename(format!("dir-{thread}"), format!("moved-{thread}")),
-                9 => tx.rename(format!("moved-{thread}"), format!("dir-{thread}")),
-                _ => Ok(()),
+                5 => _ = tx.write_from(format!("{thread}-large"), Cursor::new(vec![b'x'; 40_000]))?,
+                7 => tx.write(format!("dir-{thread}/{n}"), "moved")?,
+                8 => tx.rename(format!("dir-{thread}"), format!("moved-{thread}"))?,
+                9 => tx.rename(format!("moved-{thread}"), format!("dir-{thread}"))?,
+                _ => {}
             }
-        });
-        match result {
+            tx.commit()
+        };
+        match commit() {
             Ok(_) => acknowledged.note(thread, n),
             Err(error) => return error,
         }
