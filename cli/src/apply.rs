@@ -35,7 +35,7 @@ pub(crate) fn apply(
     let opened = Document::parse(&text).and_then(|mut document| {
         asked = document.id.take().map_or(Asked::Line(1), Asked::Id);
         progress.say("opening the store");
-        Ok((document, flags.set_on(common.options()).open(&common.root)?))
+        Ok((document, flags.open(common)?))
     });
     drop(text);
     let (result, store) = match opened {

@@ -30,7 +30,7 @@ pub(crate) fn batch(
     // Answers on the same terminal are all the progress that one wants to see, and whoever types needs the line.
     let is_hidden = io::stdout().is_terminal() || io::stdin().is_terminal();
     let progress = Progress::unless(is_hidden, "opening the store");
-    let store = flags.set_on(common.options()).open(&common.root)?;
+    let store = flags.open(common)?;
     let batch = Batch {
         store: &store,
         turns: Turns::default(),

@@ -24,7 +24,7 @@ fn open(common: &Common, flags: &StoreFlags) -> Result<Store, Failure> {
         let message = format!("there is no store in {}, and so no history", common.root.display());
         return Err(Failure::new(ErrorKind::NotFound, message));
     }
-    Ok(flags.set_on(common.options()).open(&common.root)?)
+    flags.open(common)
 }
 
 impl GoingBack {

@@ -92,7 +92,7 @@ fn guarded(common: &Common, store: &StoreFlags, flags: &RunFlags) -> Result<u8, 
     let signals = Signals::watch()?;
     let start = Instant::now();
     let saved_to = flags.save_failed.as_deref().map(SavedTo::prepare).transpose()?;
-    let store = store.set_on(common.options()).open(&common.root)?;
+    let store = store.open(common)?;
     let options = flags.guard.iter().fold(GuardOptions::new(), GuardOptions::guard);
     let options = flags.ignore.iter().fold(options, GuardOptions::ignore).gitignore(flags.gitignore);
     let guard = store.guard_with(&options)?;
@@ -115,6 +115,8 @@ fn guarded(common: &Common, store: &StoreFlags, flags: &RunFlags) -> Result<u8, 
     } else {
         end(child, guard, flags, saved_to.as_ref(), &common.root, start)?
     };
+    // What could not be brought back is this program's failure, whatever the command's status says of the command.
+    let status = if summary.lost.is_empty() { status } else { OWN_FAILURE };
     let outcome = Outcome { is_kept, is_dry_run: flags.dry_run, status, ending, summary };
     outcome.tell(common)?;
     store.close()?;
@@ -128,7 +130,8 @@ fn by_signal(signal: i32) -> u8 {
 fn keep(guard: Guard, start: Instant) -> Result<Summary, Failure> {
     let changes = guard.changes()?;
     guard.keep()?;
-    Ok(Summary { changes, shown: None, saved: Vec::new(), lost: Vec::new(), took: start.elapsed() })
+    let (saved, quarantined, lost) = Default::default();
+    Ok(Summary { changes, shown: None, saved, quarantined, lost, took: start.elapsed() })
 }
 
 /// Ends everything that the command started, and rolls back.
@@ -153,9 +156,10 @@ fn end(
     let shown = if flags.dry_run { Some(Shown::read(&guard)?) } else { None };
     let is_kept = saved_to.is_some() && !flags.dry_run;
     let done = if is_kept { guard.roll_back_keeping()? } else { guard.roll_back()? };
-    let saved = match saved_to {
-        Some(saved_to) if is_kept => saved_to.take(root, &done.kept)?,
-        _ => Vec::new(),
+    let (saved, quarantined) = match saved_to {
+        Some(saved_to) if is_kept => (saved_to.take(root, &done.kept)?, Vec::new()),
+        // What was in the way, and not guarded itself.
+        _ => (Vec::new(), done.kept),
     };
-    Ok(Summary { changes: done.changes, shown, saved, lost: done.lost, took: start.elapsed() })
+    Ok(Summary { changes: done.changes, shown, saved, quarantined, lost: done.lost, took: start.elapsed() })
 }

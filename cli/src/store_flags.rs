@@ -4,10 +4,13 @@
 
 use std::time::Duration;
 
-use atomtree::Options;
+use atomtree::{Options, Store};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
+use crate::answer::{Failure, complain};
+use crate::arguments::Common;
 use crate::duration;
+use crate::upkeep::Recovered;
 
 /// An option that is a number; its name ends in its unit.
 struct Number {
@@ -61,6 +64,13 @@ pub(crate) struct StoreFlags {
 }
 
 impl StoreFlags {
+    /// Opens the store, and tells people what a recovery that came with it has moved, left or lost: only `recover` is asked.
+    pub(crate) fn open(&self, common: &Common) -> Result<Store, Failure> {
+        let store = self.set_on(common.options()).open(&common.root)?;
+        Recovered::notable(store.recovery()).iter().for_each(|line| complain(line));
+        Ok(store)
+    }
+
     pub(crate) fn set_on(&self, options: Options) -> Options {
         let options =
             NUMBERS.iter().zip(&self.numbers).fold(options, |options, (number, given)| match given {

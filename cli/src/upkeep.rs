@@ -86,6 +86,11 @@ impl Recovered {
         Ok(report)
     }
 
+    /// What is told of it where nobody asked for it: what was moved, left as it is, or lost.
+    pub(crate) fn notable(report: &atomtree::RecoveryReport) -> Vec<String> {
+        Self::new(report).told().lines().skip(1).map(str::to_owned).collect()
+    }
+
     fn new(report: &atomtree::RecoveryReport) -> Self {
         let paths = |paths: &[atomtree::TreePath]| {
             paths.iter().map(|path| JsonPath::from(path.as_path())).collect::<Vec<_>>()

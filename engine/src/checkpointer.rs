@@ -203,6 +203,15 @@ impl Engine {
         self.settle_in_turn(&turn, Wanted::IfDue, None)
     }
 
+    /// Waits as long for the next attempt as for the first. What can't be tried at all stays due, and may not for as long as
+    /// another process has not recovered the store: it would be tried again and again without a pause.
+    fn put_off(&self) {
+        let mut unsettled = self.unsettled.lock();
+        if unsettled.since.is_some() || unsettled.is_urgent {
+            (unsettled.since, unsettled.is_urgent) = (Some(now()), false);
+        }
+    }
+
     /// As [`Engine::checkpoint`], for who holds the commit lock already; `None` if one is being made by another thread or
     /// process, which waits for that lock.
     pub(crate) fn checkpoint_held(&self, commits: &mut CommitState) -> Option<Result<(), Error>> {
@@ -332,8 +341,10 @@ fn run(engine: &Engine) {
         match due {
             Some(due) if due <= now => {
                 drop(unsettled);
-                // A failure has poisoned the store, which is how committers learn of it.
-                let _ = engine.checkpoint_if_due();
+                // A failure has poisoned the store, which is how committers learn of it; or it is to be tried again.
+                if engine.checkpoint_if_due().is_err() {
+                    engine.put_off();
+                }
             }
             Some(due) => drop(engine.wake.wait_timeout(unsettled, due - now)),
             None => drop(engine.wake.wait(unsettled)),

@@ -5,6 +5,7 @@ mod writer;
 use std::collections::HashMap;
 use std::io::{self, IoSlice, Read};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -314,11 +315,12 @@ impl NewContent {
     }
 
     /// Takes everything that `source` has: in memory up to `memory_bytes_max`, beyond that in a slot. The slot's file
-    /// is not synced.
+    /// is not synced; what it is to be synced through is opened before, if it is not yet.
     pub(crate) fn stream(
         stage: &Stage,
         source: &mut dyn Read,
         memory_bytes_max: usize,
+        sync_root: &mut Option<Arc<dyn Dir>>,
         failed: &mut Failed,
     ) -> io::Result<Arc<Self>> {
         let mut piece = Vec::new();
@@ -327,6 +329,9 @@ impl NewContent {
             return Ok(Self::bytes(piece));
         }
         *failed = Failed::Writing;
+        if sync_root.is_none() {
+            *sync_root = Some(stage.dir().open_dir(Path::new(""))?);
+        }
         let slot = StagedSlot::new(stage);
         let file = stage.create_file(&slot.slot)?;
         let mut writer = Writer::new(&*file);

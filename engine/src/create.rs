@@ -54,8 +54,11 @@ fn create(root: &Arc<dyn Dir>, options: &Options) -> Result<(), Error> {
     let new = Path::new(STORE_DIR_NEW);
     let busy = || Error::Locked { holder: "a process that is creating it".into() };
     let dir = match make_private_dir(&**root, STORE_DIR_NEW) {
-        // It was there, and has just got its name.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Err(busy()),
+        // It was there, and has just got its name. Where the root itself has gone nothing can be made, however long one waits.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let is_gone = root.own_metadata().on("look at", ".")?.links == 0;
+            return Err(if is_gone { error } else { busy() });
+        }
         dir => dir?,
     };
     // Someone else's directory, in a place that others can write to, would let its owner in later.

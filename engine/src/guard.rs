@@ -8,6 +8,7 @@ use atomtree_recovery::guards::{
     Patterns, RolledBack, Stood,
 };
 
+use atomtree_recovery::apply::Displaced;
 use atomtree_recovery::recover::Report as RecoveryReport;
 use atomtree_recovery::tree_path::TreePath;
 use atomtree_vfs::Vfs;
@@ -149,12 +150,20 @@ impl Guard {
     /// Everything that was changed, created or removed before is durable when this returns.
     ///
     /// # Errors
-    /// It could not be made durable: the store is poisoned, and the next open rolls back. `outcome_unknown` if the next
-    /// open may find either.
+    /// It could not be made durable, or the store was poisoned before, be it by something else: it is poisoned, and the next
+    /// open rolls back. `outcome_unknown` if the next open may find either.
     pub fn keep(mut self) -> Result<(), Error> {
-        let open = self.open.take().expect("it is there until the guard ends");
+        let open = self.take()?;
         let engine = &self.shared.engine;
-        let kept = open.keep(&engine.places, engine.options.guard_cache_bytes_max);
+        if let Err(error) = engine.check_unpoisoned() {
+            // Nothing is acknowledged any more.
+            if error.kind() != ErrorKind::Poisoned {
+                engine.poison(&format!("a guard could not be ended: {error}"));
+            }
+            open.leave();
+            return Err(error);
+        }
+        let kept = open.keep(engine.options.guard_cache_bytes_max);
         self.finish(&open, kept)
     }
 
@@ -179,12 +188,20 @@ impl Guard {
 
     /// Leaves everything as it would be if this process were killed now: the next open rolls back.
     pub fn leave(mut self) {
-        self.open.take().expect("it is there until the guard ends").leave();
+        if let Ok(open) = self.take() {
+            open.leave();
+        }
     }
 
     fn roll_back_with(mut self, keep: Keep) -> Result<RolledBack, Error> {
-        let open = self.open.take().expect("it is there until the guard ends");
+        let open = self.take()?;
         self.roll_back_open(&open, keep)
+    }
+
+    /// What is to be ended. In a forked child the guard is the parent's.
+    fn take(&mut self) -> Result<OpenGuard, Error> {
+        let open = self.open.take().expect("it is there until the guard ends");
+        if self.shared.engine.is_in_fork() { Err(Error::in_fork()) } else { Ok(open) }
     }
 
     fn roll_back_open(&self, open: &OpenGuard, keep: Keep) -> Result<RolledBack, Error> {
@@ -199,9 +216,12 @@ impl Guard {
 
     /// Gives the guard up, ended or not.
     fn finish<T>(&self, open: &OpenGuard, ended: Result<T, Ended>) -> Result<T, Error> {
-        open.leave();
+        // Given up at the end: nobody may take it for ended before the store is poisoned.
         let error = match ended {
-            Ok(value) => return Ok(value),
+            Ok(value) => {
+                open.leave();
+                return Ok(value);
+            }
             Err(Ended::Not(error)) => {
                 self.shared.engine.poison(&format!("a guard could not be ended: {error}"));
                 error.into()
@@ -212,6 +232,7 @@ impl Guard {
                 Error::OutcomeUnknown { reason }
             }
         };
+        open.leave();
         Err(error)
     }
 }
@@ -254,9 +275,8 @@ pub fn note_guarded_command(root: &Path, id: &str, group: Option<&Path>) -> Resu
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // In a forked child the guard is the parent's.
-        if let Some(open) = self.open.take()
-            && !self.shared.engine.is_in_fork()
+        if self.open.is_some()
+            && let Ok(open) = self.take()
         {
             // What can't be brought back now, the next open brings back, or says why not.
             let _ = self.roll_back_open(&open, Keep::Nothing);
@@ -296,7 +316,7 @@ impl Engine {
             let mut commits = self.lock_commits(self.options.deadline())?;
             if let Some(settled) = self.checkpoint_held(&mut commits) {
                 settled?;
-                let report = self.roll_back_abandoned()?;
+                let report = self.roll_back_abandoned(Some(turn))?;
                 if report != RecoveryReport::default() {
                     self.take_overs.lock().push(report);
                 }
@@ -314,7 +334,7 @@ impl Engine {
         if self.lookout.lock().check(&self.places, changes())? {
             return Ok(());
         }
-        let report = self.roll_back_abandoned()?;
+        let report = self.roll_back_abandoned(None)?;
         self.take_overs.lock().push(report);
         if self.lookout.lock().check(&self.places, changes())? {
             return Ok(());
@@ -324,11 +344,13 @@ impl Engine {
     }
 
     /// Rolls back guards whose owners have gone. Under the commit lock.
-    pub(crate) fn roll_back_abandoned(&self) -> Result<RecoveryReport, Error> {
+    fn roll_back_abandoned(&self, turn: Option<&GuardTurn>) -> Result<RecoveryReport, Error> {
         let mut report = RecoveryReport::default();
         let cache_bytes_max = self.options.guard_cache_bytes_max;
-        for rolled_back in guards::roll_back_abandoned(&self.places, cache_bytes_max)? {
+        for rolled_back in guards::roll_back_abandoned(&self.places, cache_bytes_max, turn)? {
             report.rolled_back += 1;
+            let displaced = |(path, kept)| Displaced { path, kept };
+            report.quarantined.extend(rolled_back.kept.into_iter().map(displaced));
             report.lost.extend(rolled_back.lost);
         }
         Ok(report)
@@ -340,9 +362,10 @@ impl Engine {
             return Ok(());
         }
         let commits = self.lock_commits(self.options.deadline())?;
-        let report = self.roll_back_abandoned()?;
+        let report = self.roll_back_abandoned(None)?;
         drop(commits);
         self.report.rolled_back += report.rolled_back;
+        self.report.quarantined.extend(report.quarantined);
         self.report.lost.extend(report.lost);
         Ok(())
     }

@@ -14,7 +14,7 @@ use atomtree_recovery::apply::{Parent, is_no_directory};
 use atomtree_recovery::image::{Attributes, Bytes, Content, Digest, Image};
 use atomtree_recovery::plan::{After, Change, Moved};
 use atomtree_recovery::tree_path::TreePath;
-use atomtree_vfs::{Access, File, Kind, Timestamp};
+use atomtree_vfs::{Access, Dir, File, Kind, Timestamp};
 
 use crate::content::{NewContent, NewFile, NewSymlink, PIECE_BYTES, StagedSlot, Writer};
 use crate::error::{Error, ErrorKind, OnPath};
@@ -90,6 +90,8 @@ struct Staging {
     sync_all: bool,
     /// Files to be synced before the log.
     to_sync: Vec<Arc<dyn File>>,
+    /// What the file system is synced through if there are many; older than all of them.
+    sync_root: Option<Arc<dyn Dir>>,
     /// Files in the tree that are to be synced before it, because they are patched where they stand: after a power cut a
     /// sector has to be one of the two that the log knows.
     patched: Vec<Arc<dyn File>>,
@@ -141,24 +143,26 @@ impl Engine {
     fn sync_staged(&self, staging: &Staging, moves_inodes: bool) -> Result<(), Error> {
         let (files, patched) = (&staging.to_sync, &staging.patched);
         let is_whole = moves_inodes || files.len() > SYNC_EACH_MAX || patched.len() > SYNC_EACH_MAX;
-        if !is_whole {
-            let synced = patched.iter().try_for_each(|file| file.sync_data());
-            synced.on("sync what is to be patched in", ".")?;
-        }
-        let result = if is_whole {
-            // Not on the root's descriptor: an error of other files, which that one reports once, is the checkpoint's.
-            self.places.stage.sync_filesystem()
-        } else if files.is_empty() {
-            return Ok(());
-        } else {
-            files
-                .iter()
-                .try_for_each(|file| file.sync_all())
-                .and_then(|()| self.stage().dir().sync())
-                .and_then(|()| self.places.stage.sync())
-        };
         // Nothing refers to these files yet, so a failure is this transaction's alone.
-        result.on("sync the staged contents in", ".atomtree/stage")
+        let told = |synced: io::Result<()>| synced.on("sync the staged contents in", ".atomtree/stage");
+        if is_whole {
+            // Not on the root's descriptor, whose errors are the checkpoint's to hear; nor on one that other transactions
+            // use: what could not be written would be told to one of them, and this one would commit it. What is only moved
+            // is nobody's yet.
+            let sync_root = staging.sync_root.clone().unwrap_or_else(|| self.places.stage.clone());
+            return told(sync_root.sync_filesystem());
+        }
+        let synced = patched.iter().try_for_each(|file| file.sync_data());
+        synced.on("sync what is to be patched in", ".")?;
+        if files.is_empty() {
+            return Ok(());
+        }
+        let synced = files
+            .iter()
+            .try_for_each(|file| file.sync_all())
+            .and_then(|()| self.stage().dir().sync())
+            .and_then(|()| self.places.stage.sync());
+        told(synced)
     }
 
     /// Whether names in a directory may be changed, and by renames from the store, found out before the commit point.
@@ -198,6 +202,7 @@ impl<'a> Plan<'a> {
             // Readers that don't wait for recovery find whole files only if those were durable before the exchange.
             sync_all: transaction.durability == Durability::Settled,
             to_sync: Vec::new(),
+            sync_root: transaction.sync_root.clone(),
             patched: Vec::new(),
         };
         let moved = transaction.view.moved_from();
@@ -501,6 +506,11 @@ impl<'a> Plan<'a> {
         let NewFile { content, attributes, modified } = file;
         let (staging, stage) = (&mut self.staging, self.engine.stage());
         let inline_bytes_max = self.engine.options.inline_bytes_max.min(staging.inline_budget);
+        let is_whole = matches!(**content, NewContent::Bytes(_) | NewContent::Kept(_));
+        let travels = is_whole && content.size() <= inline_bytes_max && !staging.sync_all;
+        if !travels && staging.sync_root.is_none() {
+            staging.sync_root = Some(stage.dir().open_dir(Path::new(""))?);
+        }
         // What travels in the log is held in memory until it is settled anyway.
         let read = match &**content {
             NewContent::Kept(kept) if kept.size <= inline_bytes_max => Some(NewContent::bytes(kept.read()?)),

@@ -360,6 +360,15 @@ impl Engine {
         }
     }
 
+    /// Whether nothing has failed, in any process, that nobody has recovered from.
+    pub(crate) fn check_unpoisoned(&self) -> Result<(), Error> {
+        match (self.check_settling(), self.locks.mark()?) {
+            (Err(error @ Error::Poisoned { .. }), _) => Err(error),
+            (_, Mark::Poisoned { reason, .. }) => Err(Error::Poisoned { reason }),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes no more commits, in any process, until somebody recovers the store. The first reason stays. Not with
     /// `unsettled` locked.
     pub(crate) fn poison(&self, reason: &str) {

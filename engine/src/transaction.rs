@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use atomtree_recovery::image::ImageLimits;
-use atomtree_vfs::{Kind, Timestamp};
+use atomtree_vfs::{Dir, Kind, Timestamp};
 
 use self::new_names::Defaults;
 use crate::commit::Receipt;
@@ -86,6 +86,10 @@ pub struct Transaction {
     hard_links: HardLinks,
     pub(crate) durability: Durability,
     defaults: HashMap<DirId, Arc<Defaults>>,
+    /// What the file system is synced through for contents that are staged already; older than all of them. The system tells
+    /// a failure to write something back once to each older descriptor: through one that transactions share, it would be told
+    /// to one that has nothing to do with it.
+    pub(crate) sync_root: Option<Arc<dyn Dir>>,
     serial: u128,
 }
 
@@ -117,6 +121,7 @@ impl Transaction {
             hard_links,
             durability,
             defaults: HashMap::new(),
+            sync_root: None,
             serial: 0,
         })
     }

@@ -16,12 +16,15 @@ use atomtree_vfs::{Dir, Kind};
 
 use crate::commit::Receipt;
 use crate::content::KeptContent;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, OnPath};
 use crate::options::Durability;
 use crate::store::Store;
 use crate::transaction::Transaction;
 use crate::transaction::revert::{Leniency, Step, Wanted};
 use crate::view::invalid_path;
+
+/// How often a file is read anew because somebody has committed meanwhile.
+const CAT_ATTEMPTS: u32 = 16;
 
 /// How [`Store::undo_all`], [`Store::redo_all`] and [`Store::restore`] go about it.
 ///
@@ -186,14 +189,21 @@ impl Store {
     ///
     /// # Errors
     /// `not_found` if no file stood there then, or the history does not keep it; `is_a_directory`; `unsupported` for
-    /// anything else; `corrupt` if it is not what it was.
+    /// anything else; `corrupt` if it is not what it was; `conflict` if it stands in the tree, and others never stop
+    /// committing while it is read.
     pub fn cat(&self, tx: TransactionId, path: impl AsRef<Path>) -> Result<Vec<u8>, Error> {
         let path = path.as_ref();
         let asked = TreePath::new(path).map_err(|source| invalid_path(path, source))?;
         let _pin = self.pin()?;
-        let history = self.settled_history(TransactionId(0))?;
-        let tx = self.moment(Moment::After(tx), &history)?;
-        Contents::of(self, &history).at(self, tx, &asked)
+        for _ in 0..CAT_ATTEMPTS {
+            let last = self.last_tx()?;
+            let history = self.settled_history(TransactionId(0))?;
+            let tx = self.moment(Moment::After(tx), &history)?;
+            if let Some(content) = Contents::of(self, &history).at(self, tx, last, &asked)? {
+                return Ok(content);
+            }
+        }
+        Err(Error::conflict(path, "transactions keep being committed while it is read; try again"))
     }
 
     fn go(&self, transactions: &[TransactionId], way: Way, options: &UndoOptions) -> Result<Receipt, Error> {
@@ -442,8 +452,15 @@ impl<'a> Contents<'a> {
         }
     }
 
-    /// The content at a path right behind a transaction.
-    fn at(&self, store: &Store, tx: TransactionId, asked: &TreePath) -> Result<Vec<u8>, Error> {
+    /// The content at a path right behind a transaction. `None` if it would stand in the tree, and somebody has committed
+    /// since `last` was the last transaction, which is older than the history that was read.
+    fn at(
+        &self,
+        store: &Store,
+        tx: TransactionId,
+        last: TransactionId,
+        asked: &TreePath,
+    ) -> Result<Option<Vec<u8>>, Error> {
         let refused = |kind, reason: &str| Err(Error::refused(kind, asked.as_path(), reason));
         let mut path = asked.clone();
         // What it was then, if a transaction said.
@@ -466,11 +483,7 @@ impl<'a> Contents<'a> {
                     return refused(ErrorKind::NotFound, "the history does not keep it");
                 }
                 let kept = self.kept(before, change.image.as_ref());
-                return kept.read().map_err(|source| Error::Io {
-                    verb: "read the original of",
-                    path: asked.as_path().to_owned(),
-                    source,
-                });
+                return kept.read().on("read the original of", asked.as_path()).map(Some);
             }
             let moved = summary.changes.iter().find_map(|change| {
                 let from = TreePath::from_bytes(change.from.as_deref()?).ok()?;
@@ -493,14 +506,18 @@ impl<'a> Contents<'a> {
             check_is_file(state.kind, asked)?;
         }
         let mut transaction = store.begin()?;
-        let bytes = transaction.read(path.as_path())?;
+        let read = transaction.read(path.as_path());
+        if store.last_tx()? != last {
+            return Ok(None);
+        }
+        let bytes = read?;
         match state.and_then(|state| state.digest) {
             Some(digest) if digest != Digest::of(&bytes) => {
                 let reason =
                     "another program has changed it since, and the history does not keep what it was";
                 refused(ErrorKind::NotFound, reason)
             }
-            _ => Ok(bytes),
+            _ => Ok(Some(bytes)),
         }
     }
 }

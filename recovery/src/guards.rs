@@ -121,6 +121,7 @@ impl GuardPlaces {
 
     fn try_turn(&self) -> Result<Option<GuardTurn>, Error> {
         let file = open_or_create(&*self.guards, TURN_FILE).doing("open", "guards/turn")?;
+        file.hide_from_forks().doing("hide", "guards/turn")?;
         let is_taken = file.try_lock(Lock::Exclusive).doing("lock", "guards/turn")?;
         Ok(is_taken.then_some(GuardTurn { file }))
     }
@@ -202,6 +203,9 @@ pub struct Announced {
     dir: Arc<dyn Dir>,
     lock: Arc<dyn File>,
     patterns: Patterns,
+    /// What the file system is synced through for this guard, and for nothing else: the root's descriptor is the
+    /// checkpoint's, and each tells of a failure to write something back once.
+    sync_root: Arc<dyn Dir>,
 }
 
 /// Says which names a guard covers. From now on no transaction may touch them; so far none of them is unsettled: both are
@@ -240,7 +244,8 @@ pub fn announce(
     guards.guards.create_dir(OsStr::new(&id), 0o700).doing("create", &label)?;
     let dir = guards.guards.open_dir(Path::new(&id)).doing("open", &label)?;
     let lock = dir.create_file(OsStr::new(LOCK_FILE), 0o600).doing("create the lock file of", &label)?;
-    let announced = Announced { id, dir, lock, patterns };
+    let sync_root = places.root.open_dir(Path::new("")).doing("open", ".")?;
+    let announced = Announced { id, dir, lock, patterns, sync_root };
     let said = announced.say(places).doing("announce", &label);
     if let Err(error) = said {
         announced.abandon(guards);
@@ -251,6 +256,7 @@ pub fn announce(
 
 impl Announced {
     fn say(&self, places: &Places) -> io::Result<()> {
+        self.lock.hide_from_forks()?;
         if !self.lock.try_lock(Lock::Exclusive)? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -271,9 +277,9 @@ impl Announced {
     ) -> Result<OpenGuard, Error> {
         match self.take_images(places, guards) {
             Ok((manifest, copied)) => {
-                let Self { id, dir, lock, patterns } = self;
+                let Self { id, dir, lock, patterns, sync_root } = self;
                 let guards = guards.clone();
-                Ok(OpenGuard { id, dir, lock, patterns, manifest, guards, copied })
+                Ok(OpenGuard { id, dir, lock, patterns, sync_root, manifest, guards, copied })
             }
             Err(error) => {
                 self.abandon(guards);
@@ -293,7 +299,7 @@ impl Announced {
         let written = manifest::write(&*self.dir, MANIFEST_FILE_NEW, &captured.manifest);
         written.doing("write the list of", &label)?;
         // Images, reserve and list, and the names of them all.
-        places.root.sync_filesystem().doing("sync the file system of", ".")?;
+        self.sync_root.sync_filesystem().doing("sync the file system of", ".")?;
         let (new, name) = (OsStr::new(MANIFEST_FILE_NEW), OsStr::new(MANIFEST_FILE));
         self.dir.rename(new, &*self.dir, name).doing("write the list of", &label)?;
         if let Err(error) = self.dir.sync() {
@@ -318,6 +324,8 @@ pub struct OpenGuard {
     dir: Arc<dyn Dir>,
     lock: Arc<dyn File>,
     patterns: Patterns,
+    /// As old as the guard: it tells of every failure to write what was edited since.
+    sync_root: Arc<dyn Dir>,
     manifest: Manifest,
     guards: GuardPlaces,
     copied: u64,
@@ -356,8 +364,8 @@ impl OpenGuard {
     /// # Errors
     /// A failed sync: the guard still exists, and whoever opens the store next rolls it back. For
     /// [`Ended::Unknown`] whether it does is unknown.
-    pub fn keep(&self, places: &Places, cache_bytes_max: u64) -> Result<(), Ended> {
-        places.root.sync_filesystem().doing("sync the file system of", ".").map_err(Ended::Not)?;
+    pub fn keep(&self, cache_bytes_max: u64) -> Result<(), Ended> {
+        self.sync_root.sync_filesystem().doing("sync the file system of", ".").map_err(Ended::Not)?;
         self.end(cache_bytes_max)
     }
 
@@ -374,7 +382,11 @@ impl OpenGuard {
     }
 
     fn end(&self, cache_bytes_max: u64) -> Result<(), Ended> {
-        end(&self.guards, &self.id, &*self.dir, &self.manifest, cache_bytes_max)
+        end(&self.id, &*self.dir)?;
+        if let Ok(turn) = self.guards.take_turn() {
+            clear_up(&self.guards, &self.id, &*self.dir, &self.manifest, cache_bytes_max, &turn);
+        }
+        Ok(())
     }
 
     /// Leaves the guard to whoever opens the store next.
@@ -402,27 +414,28 @@ impl Ended {
     }
 }
 
-/// Ends a guard, and keeps its images for the next one, as far as they fit.
-fn end(
+/// Ends a guard.
+fn end(id: &str, dir: &dyn Dir) -> Result<(), Ended> {
+    let label = format!("guards/{id}");
+    dir.remove_file(OsStr::new(MANIFEST_FILE)).doing("end", &label).map_err(Ended::Not)?;
+    dir.sync().doing("sync", &label).map_err(Ended::Unknown)
+}
+
+/// Keeps the images of a guard that has ended for the next one, as far as they fit. What is left lying is swept by a later
+/// guard, or at the next open.
+fn clear_up(
     guards: &GuardPlaces,
     id: &str,
     dir: &dyn Dir,
     manifest: &Manifest,
     cache_bytes_max: u64,
-) -> Result<(), Ended> {
-    let label = format!("guards/{id}");
-    dir.remove_file(OsStr::new(MANIFEST_FILE)).doing("end", &label).map_err(Ended::Not)?;
-    dir.sync().doing("sync", &label).map_err(Ended::Unknown)?;
-    // The rest is order. What is left lying is swept by a later guard, or at the next open.
-    if let Ok(turn) = guards.take_turn() {
-        let index = cache::take_in(guards, manifest, cache_bytes_max);
-        let _ = clear(guards, id, dir);
-        if let Ok(Some(index)) = index {
-            let _ = cache::clear(guards, &index);
-        }
-        drop(turn);
+    _turn: &GuardTurn,
+) {
+    let index = cache::take_in(guards, manifest, cache_bytes_max);
+    let _ = clear(guards, id, dir);
+    if let Ok(Some(index)) = index {
+        let _ = cache::clear(guards, &index);
     }
-    Ok(())
 }
 
 /// Removes a guard's directory.
@@ -475,7 +488,16 @@ fn standing(dir: &dyn Dir) -> io::Result<Standing> {
 #[derive(Default)]
 pub struct Lookout {
     places: Option<GuardPlaces>,
-    known: Vec<(String, Arc<dyn Dir>, Patterns)>,
+    known: Vec<Known>,
+}
+
+/// A guard that has said what it covers.
+struct Known {
+    name: String,
+    dir: Arc<dyn Dir>,
+    patterns: Patterns,
+    /// Whether it is known to have ended, durably: then it covers nothing any more.
+    has_ended: bool,
 }
 
 impl Lookout {
@@ -494,31 +516,37 @@ impl Lookout {
         }
         let Some(guards) = &self.places else { return Ok(true) };
         let names = guards.names().doing("list", GUARDS_DIR)?;
-        self.known.retain(|(known, ..)| names.contains(known));
+        self.known.retain(|known| names.contains(&known.name));
         for name in names {
-            if self.known.iter().any(|(known, ..)| *known == name) {
+            if self.known.iter().any(|known| known.name == name) {
                 continue;
             }
             let label = format!("guards/{name}");
             if let Some(dir) = guards.dir(&name).doing("open", &label)?
                 && let Some(patterns) = patterns_of(&*dir, &label)?
             {
-                self.known.push((name, dir, patterns));
+                self.known.push(Known { name, dir, patterns, has_ended: false });
             }
         }
         if self.known.is_empty() {
             return Ok(true);
         }
         for change in changes {
-            for (name, dir, patterns) in &self.known {
+            for known in self.known.iter_mut().filter(|known| !known.has_ended) {
                 // A directory that goes, or moves, takes along what lies in it.
                 let is_dir =
                     change.takes_directory() || change.moved().is_some_and(|moved| moved.kind == Kind::Dir);
-                let Some(path) = change.names().find(|path| patterns.concerns(path, is_dir)) else {
+                let Some(path) = change.names().find(|path| known.patterns.concerns(path, is_dir)) else {
                     continue;
                 };
-                match standing(&**dir).doing("look at", &format!("guards/{name}"))? {
-                    Standing::Ended => {}
+                let label = format!("guards/{}", known.name);
+                match standing(&*known.dir).doing("look at", &label)? {
+                    // Its owner may have died before that was durable. A power cut would bring it back, and then what is
+                    // committed now would be rolled back.
+                    Standing::Ended => {
+                        known.dir.sync().doing("sync", &label)?;
+                        known.has_ended = true;
+                    }
                     Standing::Abandoned => return Ok(false),
                     Standing::Held(owner) => {
                         return Err(refused(Refusal::Locked, path, format!("it is guarded by {owner}")));
@@ -531,15 +559,23 @@ impl Lookout {
 }
 
 /// Rolls back what guards cover whose owners have gone, and clears up after them and others that did not get so far.
-/// Returns what was done, guard by guard. Images that are left may take `cache_bytes_max` then.
+/// Returns what was done, guard by guard. Images that are left may take `cache_bytes_max` then. Who has the turn hands it in.
 ///
 /// # Durability
 /// What was rolled back is durable when this returns.
 ///
 /// # Errors
 /// `Locked` if a command still runs under such a guard, and can't be ended.
-pub fn roll_back_abandoned(places: &Places, cache_bytes_max: u64) -> Result<Vec<RolledBack>, Error> {
+pub fn roll_back_abandoned(
+    places: &Places,
+    cache_bytes_max: u64,
+    turn: Option<&GuardTurn>,
+) -> Result<Vec<RolledBack>, Error> {
     let Some(guards) = GuardPlaces::open(places)? else { return Ok(Vec::new()) };
+    // Not waited for, under the commit lock: whoever has it takes images, which takes long, or waits for that lock. Who opens
+    // a guard clears up as well.
+    let own = if turn.is_none() { guards.try_turn()? } else { None };
+    let turn = turn.or(own.as_ref());
     let mut done = Vec::new();
     for name in guards.names().doing("list", GUARDS_DIR)? {
         let label = format!("guards/{name}");
@@ -549,15 +585,17 @@ pub fn roll_back_abandoned(places: &Places, cache_bytes_max: u64) -> Result<Vec<
             end_command(places, &name, &*dir)?;
             let guard = (name.as_str(), &*dir);
             done.push(restore::restore(places, &guards, guard, &manifest, Trust::Nothing, Keep::Nothing)?);
-            end(&guards, &name, &*dir, &manifest, cache_bytes_max).map_err(Ended::into_error)?;
+            end(&name, &*dir).map_err(Ended::into_error)?;
+            if let Some(turn) = turn {
+                clear_up(&guards, &name, &*dir, &manifest, cache_bytes_max, turn);
+            }
         } else {
             // Its owner may have died before the end of the guard was durable; from now on it has been seen.
             dir.sync().doing("sync", &label)?;
         }
         lock.unlock().doing("unlock", &label)?;
     }
-    // Not waited for: whoever has it clears up as well.
-    if let Some(_turn) = guards.try_turn()? {
+    if turn.is_some() {
         sweep(&guards)?;
     }
     Ok(done)

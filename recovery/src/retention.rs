@@ -133,7 +133,14 @@ pub struct Pruned {
 }
 
 /// Says that images are being read: until it is dropped, none is taken away.
-pub struct Pin(#[expect(dead_code, reason = "its lock is what it is for")] Arc<dyn File>);
+pub struct Pin(Arc<dyn File>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        // Closing is not enough, if a process was just forked that has not executed its program yet.
+        let _ = self.0.unlock();
+    }
+}
 
 impl Pin {
     /// For one of many readers; `None` while some are being taken away.
@@ -154,6 +161,7 @@ impl Pin {
             opened => opened,
         };
         let file = opened.doing("open", label)?;
+        file.hide_from_forks().doing("hide", label)?;
         Ok(file.try_lock(lock).doing("lock", label)?.then_some(Self(file)))
     }
 }

@@ -36,3 +36,4 @@ mod tickets;
 mod tidy;
 mod undo;
 mod upkeep;
+mod write_back;

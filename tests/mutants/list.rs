@@ -974,8 +974,8 @@ pub const MUTANTS: &[Mutant] = &[
         ),
         edits: &[Edit {
             file: "recovery/src/guards/capture.rs",
-            from: "(is_told && is_same &&",
-            to: "((is_told || is_same) && is_same &&",
+            from: "if !is_told || !is_same ||",
+            to: "if !is_same ||",
         }],
     },
     // Say that a guard stands whose images only the cache has.
@@ -984,9 +984,85 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("guards::explored::every_crash_under_a_guard_ends_as_promised"),
         edits: &[Edit {
             file: "recovery/src/guards.rs",
-            from: "places.root.sync_filesystem().doing(\"sync the file system of\", \".\")?;",
+            from: "self.sync_root.sync_filesystem().doing(\"sync the file system of\", \".\")?;",
             to: "",
         }],
+    },
+    // Hear of what one transaction has lost on behalf of another.
+    Mutant {
+        name: "sync-through-what-transactions-share",
+        suite: Suite::It("write_back::what_was_staged_and_lost_is_told_to_its_own_transaction"),
+        edits: &[Edit {
+            file: "engine/src/stage.rs",
+            from: "staging.sync_root.clone().unwrap_or_else(|| self.places.stage.clone());",
+            to: "self.places.stage.clone();",
+        }],
+    },
+    // Hear of what committed files have lost, and roll a guard back all the same.
+    Mutant {
+        name: "take-the-checkpoint-its-error",
+        suite: Suite::It("write_back::what_was_committed_and_lost_is_told_to_the_checkpoint"),
+        edits: &[Edit {
+            file: "recovery/src/guards/restore.rs",
+            from: "sync_root: places.root.open_dir(Path::new(\"\")).doing(\"open\", \".\")?,",
+            to: "sync_root: places.root.clone(),",
+        }],
+    },
+    // Keep edits in a store that is poisoned.
+    Mutant {
+        name: "keep-after-a-failed-sync",
+        suite: Suite::It("write_back::edits_that_were_lost_are_not_kept"),
+        edits: &[Edit {
+            file: "engine/src/guard.rs",
+            from: "if let Err(error) = engine.check_unpoisoned() {",
+            to: "if let (Err(error), false) = (engine.check_unpoisoned(), true) {",
+        }],
+    },
+    // Clear up only in a turn of one's own, while one has another.
+    Mutant {
+        name: "leave-what-an-abandoned-guard-left",
+        suite: Suite::It("guards::a_guard_that_was_left_is_cleared_up_by_who_opens_another"),
+        edits: &[Edit {
+            file: "engine/src/guard.rs",
+            from: "self.roll_back_abandoned(Some(turn))?",
+            to: "self.roll_back_abandoned(None)?",
+        }],
+    },
+    // Commit behind the end of a guard that a power cut may bring back.
+    Mutant {
+        name: "believe-an-end-that-is-not-durable",
+        suite: Suite::It("guards::what_is_committed_behind_the_end_of_a_guard_stays"),
+        edits: &[Edit {
+            file: "recovery/src/guards.rs",
+            from: "known.dir.sync().doing(\"sync\", &label)?;",
+            to: "",
+        }],
+    },
+    // Put images back with what a command has made of their attributes.
+    Mutant {
+        name: "put-an-image-back-as-it-is",
+        suite: Suite::It("guards::what_touches_everything_has_not_destroyed_the_images"),
+        edits: &[Edit {
+            file: "recovery/src/guards/restore.rs",
+            from: "original.attributes.set_on_file(&*file)?;",
+            to: "",
+        }],
+    },
+    // Guard with an image that somebody has written to.
+    Mutant {
+        name: "use-an-image-that-was-touched",
+        suite: Suite::It("guards::images_that_are_not_what_they_were_are_made_anew_or_not_believed"),
+        edits: &[Edit {
+            file: "recovery/src/guards/capture.rs",
+            from: "is_kept.then(|| known.clone())",
+            to: "(is_kept || is_file).then(|| known.clone())",
+        }],
+    },
+    // Let forked children keep a guard whose owner has died.
+    Mutant {
+        name: "show-a-guards-lock-to-forks",
+        suite: Suite::It("processes::forks::forked_children_keep_no_lock_alive"),
+        edits: &[Edit { file: "recovery/src/guards.rs", from: "self.lock.hide_from_forks()?;", to: "" }],
     },
     // End a guard whose kept edits only the cache has.
     Mutant {
@@ -994,7 +1070,7 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("guards::explored::every_crash_under_a_guard_ends_as_promised"),
         edits: &[Edit {
             file: "recovery/src/guards.rs",
-            from: "places.root.sync_filesystem().doing(\"sync the file system of\", \".\").map_err(Ended::Not)?;",
+            from: "self.sync_root.sync_filesystem().doing(\"sync the file system of\", \".\").map_err(Ended::Not)?;",
             to: "",
         }],
     },
@@ -1005,7 +1081,7 @@ pub const MUTANTS: &[Mutant] = &[
         edits: &[Edit {
             file: "recovery/src/guards/restore.rs",
             from: "    restore.close_directories(&found)?;
-    places.root.sync_filesystem().doing(\"sync the file system of\", \".\")?;",
+    restore.sync_root.sync_filesystem().doing(\"sync the file system of\", \".\")?;",
             to: "    restore.close_directories(&found)?;",
         }],
     },
@@ -1015,8 +1091,8 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("guards::explored::every_crash_under_a_guard_ends_as_promised"),
         edits: &[Edit {
             file: "recovery/src/guards.rs",
-            from: "dir.sync().doing(\"sync\", &label).map_err(Ended::Unknown)?;",
-            to: "",
+            from: "dir.sync().doing(\"sync\", &label).map_err(Ended::Unknown)",
+            to: "Ok(())",
         }],
     },
 ];

@@ -240,6 +240,16 @@ impl Sim {
         state.dirty_files().into_iter().for_each(|id| state.lose_data(id));
     }
 
+    /// As [`Sim::fail_write_back`], of this file alone.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn fail_write_back_of(&self, path: impl AsRef<Path>) {
+        let mut state = self.state.lock();
+        let id = state.find(path.as_ref()).expect("the file is there");
+        state.lose_data(id);
+    }
+
     /// Whether two names can be exchanged (as by default), or `EINVAL`.
     pub fn set_exchange_supported(&self, supported: bool) {
         self.state.lock().exchange_supported = supported;

@@ -100,27 +100,6 @@ impl Segment {
         }
         // Opened anew, because it is read at each commit: then its time of access stays.
         let opened = dir.open_file(name, Access::ReadWrite).doing("open", id);
-        let segment = match opened.and_then(|file| Self::fill(file, log, id, segment_bytes)) {
-            Ok(segment) => segment,
-            Err(error) => {
-                // What it has taken of a full disk is given back. If that fails too, the file is used again later.
-                let _ = dir.remove_file(name);
-                return Err(error);
-            }
-        };
-        dir.sync().on_directory("sync")?;
-        Ok(segment)
-    }
-
-    /// Writes every block of a new segment, and its header, and syncs it.
-    fn fill(file: Arc<dyn File>, log: LogId, id: SegmentId, segment_bytes: u64) -> Result<Self, Error> {
-        file.allocate(segment_bytes).doing("allocate", id)?;
-        // Space that is only allocated costs a sync its metadata at the first write: 2.6 to 3.7 times a commit's.
-        let zeros = vec![0; ZEROS_BYTES.min(segment_bytes as usize)];
-        for offset in (0..segment_bytes).step_by(zeros.len()) {
-            let length = (segment_bytes - offset).min(zeros.len() as u64) as usize;
-            file.write_at(&[IoSlice::new(&zeros[..length])], offset).doing("write zeros to", id)?;
-        }
         let header = Header {
             log,
             segment: id,
@@ -131,10 +110,37 @@ impl Segment {
             link: 0,
             closed: Lsn(0),
         };
-        let mut segment = Self::new(file, header);
-        segment.write_header(header)?;
+        let made = opened.and_then(|file| {
+            Self::fill(&*file, id, segment_bytes)?;
+            let mut segment = Self::new(file, header);
+            segment.write_header(header)?;
+            Ok(segment)
+        });
+        let segment = match made {
+            Ok(segment) => segment,
+            Err(error) => {
+                // What it has taken of a full disk is given back. If that fails too, the file is used again later.
+                let _ = dir.remove_file(name);
+                return Err(error);
+            }
+        };
+        // From its header on others may write to it, who know nothing of what is still to be synced here: it keeps its name,
+        // whatever fails.
         segment.file.sync_all().doing("sync", id)?;
+        dir.sync().on_directory("sync")?;
         Ok(segment)
+    }
+
+    /// Writes every block of a new segment, and syncs it.
+    fn fill(file: &dyn File, id: SegmentId, segment_bytes: u64) -> Result<(), Error> {
+        file.allocate(segment_bytes).doing("allocate", id)?;
+        // Space that is only allocated costs a sync its metadata at the first write: 2.6 to 3.7 times a commit's.
+        let zeros = vec![0; ZEROS_BYTES.min(segment_bytes as usize)];
+        for offset in (0..segment_bytes).step_by(zeros.len()) {
+            let length = (segment_bytes - offset).min(zeros.len() as u64) as usize;
+            file.write_at(&[IoSlice::new(&zeros[..length])], offset).doing("write zeros to", id)?;
+        }
+        file.sync_all().doing("sync", id)
     }
 
     /// Opens a segment and reads its header.

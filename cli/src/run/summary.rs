@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::child::Ending;
 use super::shown::Shown;
-use crate::answer::{Failure, json, print};
+use crate::answer::{Failure, Kept, json, print};
 use crate::arguments::Common;
 use crate::diff::{Change, table_of};
 use crate::path::JsonPath;
@@ -25,6 +25,8 @@ pub(super) struct Summary {
     /// Of a dry run.
     pub(super) shown: Option<Shown>,
     pub(super) saved: Vec<(TreePath, PathBuf)>,
+    /// What was in the way of a roll back, and where in the store it is.
+    pub(super) quarantined: Vec<(TreePath, String)>,
     pub(super) lost: Vec<TreePath>,
     pub(super) took: Duration,
 }
@@ -56,6 +58,8 @@ struct Ran<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     saved: Vec<Saved>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    quarantined: Vec<Kept>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     lost: Vec<JsonPath>,
     ms: f64,
 }
@@ -79,6 +83,12 @@ fn names(paths: &[TreePath]) -> Vec<JsonPath> {
     paths.iter().map(|path| JsonPath::from(path.as_path())).collect()
 }
 
+fn kept(quarantined: &[(TreePath, String)]) -> Vec<Kept> {
+    let kept =
+        |(path, kept): &(TreePath, String)| Kept { path: JsonPath::from(path.as_path()), kept: kept.clone() };
+    quarantined.iter().map(kept).collect()
+}
+
 fn differences(shown: &Shown) -> Vec<Difference<'_>> {
     shown.changes.iter().map(|(change, diff)| Difference { change, diff: diff.as_deref() }).collect()
 }
@@ -86,7 +96,7 @@ fn differences(shown: &Shown) -> Vec<Difference<'_>> {
 impl Outcome {
     /// Says it.
     pub(super) fn tell(&self, common: &Common) -> Result<(), Failure> {
-        let Summary { changes, shown, saved, lost, took } = &self.summary;
+        let Summary { changes, shown, saved, quarantined, lost, took } = &self.summary;
         let ms = (took.as_secs_f64() * 100_000.0).round() / 100.0;
         if common.json {
             let saved = saved.iter().map(|(path, saved)| Saved {
@@ -104,6 +114,7 @@ impl Outcome {
                 changes: shown.as_ref().map(differences),
                 cut: shown.as_ref().filter(|shown| shown.is_cut).map(|_| true),
                 saved: saved.collect(),
+                quarantined: kept(quarantined),
                 lost: names(lost),
                 ms,
             }));
@@ -114,7 +125,7 @@ impl Outcome {
     }
 
     fn told(&self, ms: f64) -> String {
-        let Summary { changes, shown, saved, lost, .. } = &self.summary;
+        let Summary { changes, shown, saved, quarantined, lost, .. } = &self.summary;
         let what = match (self.is_kept, self.is_dry_run, self.ending) {
             (true, ..) => "kept".to_owned(),
             (false, _, Ending::TimedOut) => "rolled back, because it took too long".to_owned(),
@@ -153,6 +164,13 @@ impl Outcome {
             let saved = printable(&saved.to_string_lossy());
             lines.push(format!("  {} is saved as {saved}", printable(&path.to_string())));
         }
+        for (path, kept) in quarantined {
+            let kept = printable(kept);
+            lines.push(format!(
+                "  {}: it was in the way, and is in .atomtree/{kept}",
+                printable(&path.to_string())
+            ));
+        }
         for path in lost {
             let lost = "another program destroyed its image; it is left as it was found";
             lines.push(format!("  {}: {lost}", printable(&path.to_string())));
@@ -173,6 +191,7 @@ mod tests {
         let summary = Summary {
             changes,
             shown: None,
+            quarantined: Vec::new(),
             saved: vec![(path("a"), "out/a".into())],
             lost: vec![path("d")],
             took: Duration::from_millis(3),

@@ -71,7 +71,8 @@ impl Transaction {
         let memory = usize::try_from(engine.options.inline_bytes_max.min(STREAM_IN_MEMORY_BYTES_MAX))
             .expect("half a megabyte at most");
         let mut failed = Failed::Reading;
-        let content = NewContent::stream(engine.stage(), &mut source, memory, &mut failed);
+        let (stage, sync_root) = (engine.stage(), &mut self.sync_root);
+        let content = NewContent::stream(stage, &mut source, memory, sync_root, &mut failed);
         let verb = match failed {
             Failed::Reading => "read the new content of",
             Failed::Writing => "stage the new content of",

@@ -49,7 +49,7 @@ pub(super) fn capture(
     announced: &Announced,
 ) -> Result<Captured, Error> {
     let captured = places.vfs.now();
-    places.root.sync_filesystem().doing("sync the file system of", ".")?;
+    announced.sync_root.sync_filesystem().doing("sync the file system of", ".")?;
     let found = walk(places, &announced.patterns, Purpose::Capture)?;
 
     let index = cache::index(guards);
@@ -97,13 +97,25 @@ struct Capturing<'a> {
 }
 
 impl<'a> Capturing<'a> {
-    /// The original as an earlier guard knew it, if it is unchanged and its image is there.
+    /// The original as an earlier guard knew it, if it is unchanged, and so is its image: what has touched everything in the
+    /// tree has touched that too.
     fn reusable(&self, index: &Manifest, cached: &HashSet<OsString>, found: &Found) -> Option<Original> {
         let known = index.find(found.path.as_bytes())?;
         let image = known.image.as_ref()?;
         let is_told = !is_recent(known.changed(), Timestamp(image.captured_ns), &*self.places.vfs);
         let is_same = known.has_times_of(&found.metadata) && known.kind() != Kind::Other;
-        (is_told && is_same && cached.contains(OsStr::new(&image.name))).then(|| known.clone())
+        let name = OsStr::new(&image.name);
+        if !is_told || !is_same || !cached.contains(name) {
+            return None;
+        }
+        let kept = self.guards.cache.metadata(name).ok()?;
+        let is_file = kept.kind == Kind::File;
+        let is_kept = image.is(&kept)
+            && (!is_file
+                || (kept.size, kept.modified, kept.mode)
+                    == (known.size, known.modified(), known.attributes.mode))
+            && (kept.uid, kept.gid) == (known.attributes.uid, known.attributes.gid);
+        is_kept.then(|| known.clone())
     }
 
     /// Whether the images that are to be made have room. Returns what is to be kept back for a roll back.

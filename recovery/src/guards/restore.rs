@@ -57,6 +57,8 @@ pub(super) struct Restore<'a> {
     parents: Parents,
     trust: Trust,
     keep: Keep,
+    /// What the file system is synced through; see [`super::Announced`]. Images were durable before.
+    sync_root: Arc<dyn Dir>,
     /// Directory of this guard in the quarantine, made when something is put there.
     quarantine: Quarantine,
     done: RolledBack,
@@ -88,13 +90,14 @@ pub(super) fn restore(
         parents: Parents::new(places.root.clone()).doing("read the metadata of", ".")?,
         trust,
         keep,
+        sync_root: places.root.open_dir(Path::new("")).doing("open", ".")?,
         quarantine: Quarantine { name: format!("guard-{}", guard.0), dir: None },
         done: RolledBack { changes: difference.names(manifest, &found), ..RolledBack::default() },
     };
     restore.remove_created(&found, &difference)?;
     restore.put_back(&found, &difference)?;
     restore.close_directories(&found)?;
-    places.root.sync_filesystem().doing("sync the file system of", ".")?;
+    restore.sync_root.sync_filesystem().doing("sync the file system of", ".")?;
     Ok(restore.done)
 }
 
@@ -171,7 +174,7 @@ impl Restore<'_> {
         }
         if self.has_other_dirs(found) {
             // A power cut could take back what brought such a directory to its name, and leave there what was put into it.
-            self.places.root.sync_filesystem().doing("sync the file system of", ".")?;
+            self.sync_root.sync_filesystem().doing("sync the file system of", ".")?;
         }
         for index in going {
             let original = &self.manifest.originals[index];
@@ -251,8 +254,8 @@ impl Restore<'_> {
         }
     }
 
-    /// Whether the image is what it was when it was made. Who has seen no power cut believes its times: whatever is
-    /// written to it changes those.
+    /// Whether the image has the content that it had when it was made. Then it gets back what else belongs to it: a command
+    /// that was let loose on everything it finds in a tree has met the images too, and changed their modes, owners or times.
     fn is_intact(&self, original: &Original, image: &ImageOf) -> io::Result<bool> {
         let name = OsStr::new(&image.name);
         let cache = &*self.guards.cache;
@@ -264,12 +267,24 @@ impl Restore<'_> {
             return Ok(false);
         }
         match original.kind() {
-            Kind::File if self.trust == Trust::Times => {
-                let is_same = (found.size, found.modified) == (original.size, original.modified());
-                Ok(is_same && image.is(&found))
+            Kind::File => {
+                let file = open_own(cache, name)?;
+                if Digest::of_file(&*file)? != (original.size, image.digest) {
+                    return Ok(false);
+                }
+                original.attributes.set_on_file(&*file)?;
+                if found.modified != original.modified() {
+                    file.set_modified(original.modified())?;
+                }
+                Ok(true)
             }
-            Kind::File => Ok(Digest::of_file(&*open_own(cache, name)?)? == (original.size, image.digest)),
-            Kind::Symlink => Ok(Digest::of(cache.read_link(name)?.as_encoded_bytes()) == image.digest),
+            Kind::Symlink => {
+                let Attributes { uid, gid, .. } = original.attributes;
+                if (found.uid, found.gid) != (uid, gid) {
+                    cache.set_owner_of(name, uid, gid)?;
+                }
+                Ok(Digest::of(cache.read_link(name)?.as_encoded_bytes()) == image.digest)
+            }
             Kind::Other | Kind::Dir => Ok(true),
         }
     }
@@ -296,10 +311,12 @@ impl Restore<'_> {
         let Attributes { mode, uid, gid, .. } = original.attributes;
         let cache = &self.guards.cache;
         let found = cache.metadata(image)?;
-        if (found.uid, found.gid) != (uid, gid) {
+        let has_other_owner = (found.uid, found.gid) != (uid, gid);
+        if has_other_owner {
             cache.set_owner_of(image, uid, gid)?;
         }
-        if found.mode != mode {
+        // Another owner may have cost it some of its mode's bits.
+        if has_other_owner || found.mode != mode {
             cache.set_mode_of(image, mode)?;
         }
         self.with_room(|| cache.rename_over(image, to, path.name()))?;

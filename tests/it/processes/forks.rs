@@ -65,9 +65,23 @@ fn fork_and_go_on(root: &Path) {
     begun.write("small", "x").unwrap();
     let mut other = store.begin().unwrap();
     other.write_from("other", std::io::repeat(b'y').take(2 << 20)).unwrap();
+    let guards = (0..3).map(|n| store.guard([format!("/guarded-{n}")]).unwrap());
+    let mut guards = Some(guards.collect::<Vec<_>>());
     let (mut other, mut shared) = (Some(other), Some(store.clone()));
-    let child = fork_for_test(|| use_all(shared.take().unwrap(), other.take().unwrap())).unwrap();
+    let child = fork_for_test(|| {
+        let mut guards = guards.take().unwrap().into_iter();
+        let kept = guards.next().unwrap().keep();
+        let rolled_back = guards.next().unwrap().roll_back();
+        guards.next().unwrap().leave();
+        if !is_refused(kept) || !is_refused(rolled_back) {
+            return verdict(&["end a guard"]);
+        }
+        use_all(shared.take().unwrap(), other.take().unwrap())
+    })
+    .unwrap();
     assert_eq!(wait(child), Some(0), "the forked child was not refused everything");
+    assert_eq!(inspect(root).status().unwrap().guards.len(), 3, "the parent has them all");
+    drop(guards);
     begun.commit().unwrap();
     other.unwrap().commit().unwrap();
     commit(&store, |tx| tx.write("after", "the fork")).unwrap();
@@ -108,6 +122,8 @@ fn a_forked_child_can_do_nothing() {
 /// The store is open, the lock held now and then, and children that do nothing live.
 fn fork_and_die(root: &Path) {
     let store = small().open(root).unwrap();
+    let _guard = store.guard(["guarded"]).unwrap();
+    std::fs::write(root.join("guarded"), "edited").unwrap();
     std::thread::scope(|scope| {
         for thread in 0..3 {
             let store = &store;
@@ -144,6 +160,7 @@ fn forked_children_keep_no_lock_alive() {
     for round in 0..4 {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path();
+        std::fs::write(root.join("guarded"), "old").unwrap();
         let test = "processes::forks::forked_children_keep_no_lock_alive";
         let mut parent = Worker::start(test, root, format!("round {round}"), &[]);
         let said = parent.wait_for("ready");
@@ -159,7 +176,10 @@ fn forked_children_keep_no_lock_alive() {
         forked.iter().for_each(|pid| shoot(*pid));
         let store = opened.unwrap_or_else(|error| panic!("round {round}: {error}"));
         assert_eq!(living, 5, "they ended before they could be in the way");
-        check_report(store.recovery(), "the next one");
+        let mut report = store.recovery().clone();
+        assert_eq!(std::mem::take(&mut report.rolled_back), 1, "{report:?}");
+        check_report(&report, "the next one");
+        assert_eq!(std::fs::read_to_string(root.join("guarded")).unwrap(), "old", "it is rolled back");
         assert_eq!(inspect(root).members().unwrap().len(), 1);
         commit(&store, |tx| tx.write("next", "x")).unwrap();
         store.close().unwrap();

@@ -200,7 +200,7 @@ impl Sim {
 }
 
 impl State {
-    fn find(&self, path: &Path) -> Option<Id> {
+    pub(super) fn find(&self, path: &Path) -> Option<Id> {
         let path = below_root(path);
         match (path.parent(), path.file_name()) {
             (Some(dir), Some(name)) => self.lookup(self.walk(ROOT, dir).ok()?, name).ok(),
