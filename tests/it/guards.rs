@@ -558,3 +558,25 @@ fn images_that_are_not_what_they_were_are_made_anew_or_not_believed() {
         store.close().unwrap();
     }
 }
+
+/// Goal: where something is that a roll back kept can be told, and it is there, whatever its name. Method: names that are no
+/// text, short and as long as names get, one of them a directory's.
+#[test]
+fn what_has_a_name_that_is_no_text_is_kept_where_it_is_told() {
+    use std::ffi::OsStr;
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    let store = manual().open(root).unwrap();
+    let guard = store.guard(["**"]).unwrap();
+    let long = [0xff; 255];
+    for name in [&b"x\xff"[..], &b"y\xfe"[..], &long] {
+        let dir = root.join(OsStr::from_bytes(name));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(OsStr::from_bytes(name)), "precious").unwrap();
+    }
+    let kept = guard.roll_back_keeping().unwrap().kept;
+    let found: Vec<_> =
+        kept.iter().map(|(_, kept)| fs::read(root.join(".atomtree").join(kept)).unwrap()).collect();
+    assert_eq!(found, vec![b"precious".to_vec(); 3]);
+    store.close().unwrap();
+}

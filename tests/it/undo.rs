@@ -1,6 +1,7 @@
 //! Going back: undo, redo, restore and cat, of every kind of operation; conflicts, and forcing them; how much is kept.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atomtree::{
@@ -11,6 +12,7 @@ use atomtree_tests::crash::{check_stage_is_empty, quarantine_of, tree_of};
 use atomtree_tests::history::{
     DIRECTORIES, Entry, History, Random, Tree, generate_directory_operations, generate_operations,
 };
+use atomtree_vfs::faults::{Faults, fail_nothing};
 use atomtree_vfs::sim::Sim;
 
 use crate::crash_points::sum_over;
@@ -549,4 +551,34 @@ fn a_hundred_files_are_undone_quickly() {
     println!("100 files undone in {best:?} at best of 5");
     assert!(best < Duration::from_millis(500), "{best:?}");
     store.close().unwrap();
+}
+
+/// Goal: what a file holds behind a transaction is not what one that comes while it is read makes of it. Method: another
+/// process changes the file at each call of the read in turn.
+#[test]
+fn cat_is_not_deceived_by_what_comes_meanwhile() {
+    for at in 1.. {
+        let sim = machine(&tree(&[("file", file(b"first"))]));
+        let other = options_on(Arc::new(sim.another_process()));
+        let other = other.lock_timeout(Duration::ZERO).open("/tree").unwrap();
+        let faults = Faults::new(Arc::new(sim.clone()), fail_nothing());
+        let store = options_on(Arc::new(faults.clone())).open("/tree").unwrap();
+        let tx = change(&store, |tx| tx.write("beside", "x"));
+        store.checkpoint().unwrap();
+        let (count, came) = (AtomicU64::new(0), Arc::new(AtomicBool::new(false)));
+        let comes = Arc::clone(&came);
+        faults.set_rule(Arc::new(move |_| {
+            // Where a lock is held it gets none, and comes later.
+            if count.fetch_add(1, Ordering::Relaxed) >= at && !comes.load(Ordering::Relaxed) {
+                let mut tx = other.begin().unwrap();
+                tx.write("file", "later").unwrap();
+                comes.store(tx.commit().is_ok(), Ordering::Relaxed);
+            }
+            None
+        }));
+        assert_eq!(store.cat(tx, "file").unwrap(), b"first", "call {at}");
+        if !came.load(Ordering::Relaxed) {
+            return;
+        }
+    }
 }

@@ -1058,6 +1058,22 @@ pub const MUTANTS: &[Mutant] = &[
             to: "(is_kept || is_file).then(|| known.clone())",
         }],
     },
+    // Try a checkpoint again at once that could not be begun.
+    Mutant {
+        name: "try-a-checkpoint-without-a-pause",
+        suite: Suite::It("processes::poison::a_checkpoint_that_is_put_off_is_not_tried_without_a_pause"),
+        edits: &[Edit { file: "engine/src/checkpointer.rs", from: "engine.put_off();", to: "" }],
+    },
+    // Read in the tree what somebody has committed since the history was read.
+    Mutant {
+        name: "read-what-came-meanwhile",
+        suite: Suite::It("undo::cat_is_not_deceived_by_what_comes_meanwhile"),
+        edits: &[Edit {
+            file: "engine/src/undo.rs",
+            from: "if store.last_tx()? != last {",
+            to: "if store.last_tx()? < last {",
+        }],
+    },
     // Let forked children keep a guard whose owner has died.
     Mutant {
         name: "show-a-guards-lock-to-forks",

@@ -24,6 +24,9 @@ use crate::image::{Attributes, Digest, MADE_DIR_MODE, open_own};
 use crate::places::Places;
 use crate::tree_path::TreePath;
 
+/// How long a name in the quarantine gets that could not be told as it was.
+const TOLD_BYTES_MAX: usize = 200;
+
 /// Where in the guard's directory a name is made before it is renamed into the tree.
 const PASSING_NAME: &str = "passing";
 
@@ -404,25 +407,26 @@ impl Restore<'_> {
         let mut kept = format!("quarantine/{}", self.quarantine.name);
         let components: Vec<&OsStr> = path.as_path().iter().collect();
         for above in &components[..components.len() - 1] {
-            match self.with_room(|| into.create_dir(above, 0o700)) {
+            let above = name_to_tell(above);
+            match self.with_room(|| into.create_dir(OsStr::new(&above), 0o700)) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
-            into = into.open_dir(Path::new(above))?;
-            kept = format!("{kept}/{}", above.to_string_lossy());
+            into = into.open_dir(Path::new(&above))?;
+            kept = format!("{kept}/{above}");
         }
         // An interrupted roll back may have put something there already.
         for number in 0..u32::MAX {
-            let mut name = OsString::from(path.name());
+            let mut name = name_to_tell(path.name());
             if number > 0 {
-                name.push(format!("~{number}"));
+                name.push_str(&format!("~{number}"));
             }
-            match self.with_room(|| dir.rename(path.name(), &*into, &name)) {
+            match self.with_room(|| dir.rename(path.name(), &*into, OsStr::new(&name))) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => return Err(error),
                 Ok(()) => {
-                    kept = format!("{kept}/{}", name.to_string_lossy());
+                    kept = format!("{kept}/{name}");
                     self.done.kept.push((path.clone(), kept));
                     return Ok(());
                 }
@@ -445,6 +449,16 @@ impl Restore<'_> {
         self.quarantine.dir = Some(dir.clone());
         Ok(dir)
     }
+}
+
+/// The name under which something goes to the quarantine: where it is, is told as text.
+fn name_to_tell(name: &OsStr) -> String {
+    let mut told = name.to_string_lossy().into_owned();
+    if name.to_str().is_none() {
+        // What stands for a byte that is none may be longer than that.
+        told.truncate(told.floor_char_boundary(TOLD_BYTES_MAX));
+    }
+    told
 }
 
 /// Whether what stands at the name has the original's content, whatever inode it is.

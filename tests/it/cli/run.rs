@@ -679,3 +679,23 @@ fn a_guard_is_closed_to_others() {
         assert_eq!(mode & 0o077, 0, "{mode:o}");
     }
 }
+
+/// Goal: a roll back that could not bring everything back is a failure of this program's, whatever the command ended with; and
+/// what was in its way is told. Method: a command that removes the images; one that puts a file where a directory was that is
+/// not guarded itself.
+#[test]
+fn what_a_roll_back_lost_or_moved_is_told() {
+    let tree = sources();
+    let script = "rm .atomtree/guards/cache/*; echo edited > top; exit 3";
+    let ran = tree.under_guard(&["--json"], script);
+    assert_eq!(ran.status, 125, "{}{}", ran.out, ran.err);
+    assert!(ran.out.contains(r#""lost":["top"]"#), "{}", ran.out);
+    // There is nothing left that could be shown.
+    assert_eq!(tree.under_guard(&["--dry-run"], script).status, 125);
+    let script = "rm -r src; echo precious > src; exit 3";
+    let ran = tree.under_guard(&["--json", "--guard", "src/1.rs"], script);
+    assert_eq!(ran.status, 3, "{}{}", ran.out, ran.err);
+    let kept = ran.out.split(r#""quarantined":[{"path":"src","kept":""#).nth(1).expect(&ran.out);
+    let kept = tree.path(".atomtree").join(kept.split('"').next().unwrap());
+    assert_eq!(fs::read_to_string(kept).unwrap(), "precious\n");
+}

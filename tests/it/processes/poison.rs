@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -288,6 +288,35 @@ fn failures_in_the_midst_of_everything_lose_nothing() {
     chain.check_history(root);
     println!("{failures} failures, {} versions", chain.commits());
     assert!(failures >= 6 && chain.commits() > 100, "there was nothing to survive");
+}
+
+/// Goal: whose checkpoint can't be made, because another process has failed and nobody has recovered, tries again now and then,
+/// and not without a pause. Method: one process has something to settle when the other fails; its tries of locks are counted.
+#[test]
+fn a_checkpoint_that_is_put_off_is_not_tried_without_a_pause() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    let failing = Faults::new(Arc::new(Os), fail_nothing());
+    let tries = Arc::new(AtomicU64::new(0));
+    let counting = {
+        let tries = tries.clone();
+        let count = move |call: &Call| {
+            tries.fetch_add(u64::from(call.verb == Verb::TryLock), Ordering::Relaxed);
+            None
+        };
+        Faults::new(Arc::new(Os), Arc::new(count))
+    };
+    let member = small().settle_after(Duration::from_millis(300)).vfs(Arc::new(counting)).open(root).unwrap();
+    let other = options().vfs(Arc::new(failing.clone())).open(root).unwrap();
+    commit(&member, |tx| tx.write("a", "x")).unwrap();
+    Failing::Commit.arm(&failing);
+    assert_eq!(kind_of(commit(&other, |tx| tx.write("b", "x"))), ErrorKind::OutcomeUnknown);
+    // Long due by then.
+    std::thread::sleep(Duration::from_millis(700));
+    let before = tries.load(Ordering::Relaxed);
+    std::thread::sleep(Duration::from_secs(1));
+    let during = tries.load(Ordering::Relaxed) - before;
+    assert!((1..200).contains(&during), "{during} tries of locks in a second");
 }
 
 /// The version of a thread's directory, as its small file says it.
