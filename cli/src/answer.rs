@@ -175,7 +175,10 @@ pub(crate) fn json(value: &impl Serialize) -> String {
 pub(crate) fn report(common: &Common, failure: &Failure) -> u8 {
     let status = exit_status(failure.kind);
     if common.json {
-        return print(&refusal(None, failure)).map_or(1, |()| status);
+        if print(&refusal(None, failure)).is_err() {
+            tell(failure);
+        }
+        return status;
     }
     tell(failure);
     status
@@ -223,6 +226,17 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// As [`print`], of what is done and can't be taken back: whoever goes by the exit status must not do it again.
+///
+/// # Errors
+/// `outcome_unknown`: so it is, to who could not be told.
+pub(crate) fn print_done(text: &str) -> Result<(), Failure> {
+    print(text).map_err(|failure| {
+        let message = format!("it is done and durable, and that could not be told: {}", failure.message);
+        Failure::new(ErrorKind::OutcomeUnknown, message)
+    })
 }
 
 #[cfg(test)]

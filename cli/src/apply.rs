@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use atomtree::{Error, ErrorKind, Expectation, Receipt, Store, Transaction};
 
-use crate::answer::{self, Asked, Done, Failure, answer, complain, exit_status, print};
+use crate::answer::{self, Asked, Done, Failure, answer, complain, exit_status, print, print_done};
 use crate::arguments::{Common, Durability, HardLinks, Policies, Symlinks};
 use crate::document::{Content, Document, Expected, Op};
 use crate::progress::Progress;
@@ -48,7 +48,11 @@ pub(crate) fn apply(
     drop(progress);
     let status = if common.json {
         let (line, status) = answer(&asked, &result);
-        print(&line)?;
+        if result.is_ok() {
+            print_done(&line)?;
+        } else {
+            print(&line)?;
+        }
         status
     } else {
         tell(&result)?
@@ -101,7 +105,7 @@ pub(crate) fn tell(result: &Result<Done, Failure>) -> Result<u8, Failure> {
         let kept = printable(&displaced.kept);
         format!("{path}: another program's edit gave way, and is kept in .atomtree/{kept}")
     }));
-    print(&lines.join("\n")).map(|()| 0)
+    print_done(&lines.join("\n")).map(|()| 0)
 }
 
 /// Carries out `document` and answers when it is durable and applied, or settled if it asks for that.

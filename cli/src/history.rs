@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use atomtree::{ErrorKind, Keep, Moment, Receipt, Store, TransactionId, UndoOptions};
 use serde::Serialize;
 
-use crate::answer::{Done, Failure, json, print};
+use crate::answer::{Done, Failure, json, print, print_done};
 use crate::apply::tell;
 use crate::arguments::{Common, GoingBack, TxAndPath, Which};
 use crate::progress::Progress;
@@ -49,7 +49,7 @@ fn go(
     store.close()?;
     drop(progress);
     if common.json {
-        return print(&json(&done)).map(|()| 0);
+        return print_done(&json(&done)).map(|()| 0);
     }
     tell(&Ok(done))
 }

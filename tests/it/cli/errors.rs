@@ -217,3 +217,27 @@ fn mounts_and_full_disks_have_their_codes() {
     assert_refused(&refused(&write("over", "")), "mount_point", "over", 1);
     assert_refused(&refused(&write("large", &"x".repeat(30 << 20))), "no_space", "large", 1);
 }
+
+/// Goal: what is done is not taken for nothing where it can't be told. Method: a transaction, and its undoing, whose answers go
+/// to a device that is full.
+#[test]
+fn what_is_done_and_can_not_be_told_is_no_failure_to_do_it() {
+    let tree = Tree::new();
+    tree.applied(r#"{"ops":[{"op":"write","path":"file","text":"old"}]}"#);
+    tree.write("document", r#"{"ops":[{"op":"append","path":"file","text":"x"}]}"#);
+    for json in [&[][..], &["--json"]] {
+        for (arguments, expected) in [(["apply", "document"], "oldx"), (["undo", "last"], "old")] {
+            let log = run(tree.command(&["log", "--json"]), b"");
+            let last = log.out.split(r#""tx":"#).nth(1).unwrap().split(',').next().unwrap().to_owned();
+            let arguments = arguments.map(|argument| if argument == "last" { &*last } else { argument });
+            let mut command = tree.command(&[&arguments[..], json].concat());
+            command.current_dir(tree.path(""));
+            command.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(6), "{arguments:?}: {said}");
+            assert!(said.contains("it is done"), "{said}");
+            assert_eq!(fs::read_to_string(tree.path("file")).unwrap(), expected, "{arguments:?}");
+        }
+    }
+}
