@@ -68,8 +68,9 @@ const COMMAND_FILE: &str = "command";
 const TURN_MAX: Duration = Duration::from_mins(1);
 const TURN_PAUSE: Duration = Duration::from_millis(1);
 
-/// How long a lock is tried whose owner is dead: a process that it had just forked may have it for a moment.
-const DYING_MAX: Duration = Duration::from_millis(200);
+/// How long a lock is tried whose owner is dead: a process that it had just forked has it until it first runs, which takes a
+/// while on a machine that is busy. No longer: who lives in another pid namespace may seem dead.
+const DYING_MAX: Duration = Duration::from_secs(1);
 
 /// The directories that guards share.
 #[derive(Clone)]

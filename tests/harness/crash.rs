@@ -5,6 +5,7 @@
 //! can be killed and cut in many ways without running the history again. Recoveries are run the same way, so crashes
 //! nest. A [`Case`] names one path through this, and replays it.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fmt::Write as _;
 use std::io;
@@ -494,6 +495,14 @@ pub fn judge(
     Ok(index)
 }
 
+/// Whether a workload has given one of these files a second name.
+fn has_second_names(machine: &Sim, tree: &Tree) -> bool {
+    let root = machine.open_root(Path::new(ROOT)).expect("it is there");
+    let links = |name: &String| root.metadata(OsStr::new(name)).map_or(1, |found| found.links);
+    tree.iter()
+        .any(|(name, entry)| !name.contains('/') && matches!(entry, Entry::File { .. }) && links(name) > 1)
+}
+
 /// A recovered store replays nothing, changes nothing, and takes another commit that survives.
 fn reopen(machine: &Sim, settings: &Settings, tree: &Tree, random: &mut Random) -> Result<(), String> {
     let store = open(Arc::new(machine.clone()), settings)
@@ -518,6 +527,10 @@ fn reopen(machine: &Sim, settings: &Settings, tree: &Tree, random: &mut Random) 
             committed.map_err(|error| format!("a recovered store refused {operations:?}: {error}"))?
         }
     };
+    if has_second_names(machine, tree) {
+        // What changes the mode of one has changed the other's.
+        next = tree_of(machine);
+    }
     let crashed = if random.percent(50) { machine.kill() } else { machine.power_cut(random.next()) };
     if random.percent(30) {
         store.close().map_err(|error| format!("a recovered store did not close: {error}"))?;
