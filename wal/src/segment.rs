@@ -112,6 +112,8 @@ impl Segment {
         };
         let made = opened.and_then(|file| {
             Self::fill(&*file, id, segment_bytes)?;
+            // Its name too, before anybody can commit to it.
+            dir.sync().on_directory("sync")?;
             let mut segment = Self::new(file, header);
             segment.write_header(header)?;
             Ok(segment)
@@ -127,7 +129,6 @@ impl Segment {
         // From its header on others may write to it, who know nothing of what is still to be synced here: it keeps its name,
         // whatever fails.
         segment.file.sync_all().doing("sync", id)?;
-        dir.sync().on_directory("sync")?;
         Ok(segment)
     }
 
