@@ -173,15 +173,19 @@ pub(crate) fn json(value: &impl Serialize) -> String {
 
 /// Says why a command failed, and returns its exit status.
 pub(crate) fn report(common: &Common, failure: &Failure) -> u8 {
-    let status = exit_status(failure.kind);
     if common.json {
-        if print(&refusal(None, failure)).is_err() {
-            tell(failure);
-        }
-        return status;
+        print_refusal(&refusal(None, failure), failure);
+    } else {
+        tell(failure);
     }
-    tell(failure);
-    status
+    exit_status(failure.kind)
+}
+
+/// Prints the line that says why something was not done; if that can't be, people are told. The exit status stays what it is.
+pub(crate) fn print_refusal(line: &str, failure: &Failure) {
+    if print(line).is_err() {
+        tell(failure);
+    }
 }
 
 /// Tells people why something was not done, and what they can do where the library's words don't name the command.
@@ -233,10 +237,13 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 /// # Errors
 /// `outcome_unknown`: so it is, to who could not be told.
 pub(crate) fn print_done(text: &str) -> Result<(), Failure> {
-    print(text).map_err(|failure| {
-        let message = format!("it is done and durable, and that could not be told: {}", failure.message);
-        Failure::new(ErrorKind::OutcomeUnknown, message)
-    })
+    print(text).map_err(|failure| untold(&failure.message))
+}
+
+/// That what is done could not be told, and why.
+pub(crate) fn untold(reason: &str) -> Failure {
+    let message = format!("it is done and durable, and that could not be told: {reason}");
+    Failure::new(ErrorKind::OutcomeUnknown, message)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use atomtree::{Error, ErrorKind, Expectation, Receipt, Store, Transaction};
 
-use crate::answer::{self, Asked, Done, Failure, answer, complain, exit_status, print, print_done};
+use crate::answer::{self, Asked, Done, Failure, answer, complain, exit_status, print_done, print_refusal};
 use crate::arguments::{Common, Durability, HardLinks, Policies, Symlinks};
 use crate::document::{Content, Document, Expected, Op};
 use crate::progress::Progress;
@@ -48,10 +48,9 @@ pub(crate) fn apply(
     drop(progress);
     let status = if common.json {
         let (line, status) = answer(&asked, &result);
-        if result.is_ok() {
-            print_done(&line)?;
-        } else {
-            print(&line)?;
+        match &result {
+            Ok(_) => print_done(&line)?,
+            Err(failure) => print_refusal(&line, failure),
         }
         status
     } else {

@@ -37,8 +37,8 @@ pub(crate) struct Arguments {
 }
 
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 refused or failed, nothing changed; 2 misuse of the command line; \
-    3 locked by another process; 4 corrupt or poisoned; 5 committed but not applied; 6 outcome unknown, or done and not to be told on standard output; 7 `torture` \
-    has found a broken promise. `batch` exits with the highest of its answers.";
+    3 locked by another process; 4 corrupt or poisoned; 5 committed but not applied; 6 outcome unknown, or done and not to \
+    be told on standard output; 7 `torture` has found a broken promise. `batch` exits with the highest of its answers.";
 
 /// What every command takes.
 #[derive(Args)]
@@ -88,8 +88,8 @@ pub(crate) enum Command {
     ///
     /// Images of everything under the guard are durable before the command starts. It ends with the command's exit
     /// status, 128 and the signal if one ended it, 124 after --timeout, 126 or 127 if the command could not be started,
-    /// and 125 if something else failed, or could not be brought back. Everything that the command has started is ended before a roll back. If this
-    /// is killed, the next command that opens the store does both.
+    /// and 125 if something else failed, or could not be brought back. Everything that the command has started is ended
+    /// before a roll back. If this is killed, the next command that opens the store does both.
     Run {
         #[command(flatten)]
         flags: RunFlags,

@@ -12,7 +12,7 @@ use std::thread;
 
 use atomtree::{ErrorKind, Store};
 
-use crate::answer::{Asked, Done, Failure, answer};
+use crate::answer::{Asked, Done, Failure, answer, exit_status, tell, untold};
 use crate::apply::{Turns, carry_out_line, close};
 use crate::arguments::{Common, Policies};
 use crate::lines::{Line, Lines};
@@ -47,10 +47,15 @@ pub(crate) fn batch(
     drop(progress);
     close(store);
     read?;
-    match write_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(Failure::of_io("write an answer", &error)),
-        None => Ok(status.into_inner()),
-    }
+    let status = status.into_inner();
+    Ok(match write_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // Not as an answer: those can't be written.
+        Some(failure) => {
+            tell(&failure);
+            status.max(exit_status(failure.kind))
+        }
+        None => status,
+    })
 }
 
 struct Batch<'a> {
@@ -62,8 +67,8 @@ struct Batch<'a> {
     reader_left: AtomicBool,
     /// The highest exit status of all answers.
     status: AtomicU8,
-    /// Why an answer could not be written, unless its reader had just left.
-    write_error: Mutex<Option<io::Error>>,
+    /// That an answer could not be written, unless its reader had just left.
+    write_error: Mutex<Option<Failure>>,
     /// For the progress line alone.
     answered: AtomicU64,
     progress: Progress,
@@ -146,7 +151,9 @@ impl Batch<'_> {
             drop(out);
             self.reader_left.store(true, Ordering::Relaxed);
             if error.kind() != io::ErrorKind::BrokenPipe {
-                *self.write_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                let failure = Failure::of_io("write an answer", &error);
+                let failure = if result.is_ok() { untold(&failure.message) } else { failure };
+                *self.write_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
             }
         }
     }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use atomtree::{ErrorKind, Keep, Moment, Receipt, Store, TransactionId, UndoOptions};
 use serde::Serialize;
 
-use crate::answer::{Done, Failure, json, print, print_done};
-use crate::apply::tell;
+use crate::answer::{Done, Failure, json, print_done};
+use crate::apply::{close, tell};
 use crate::arguments::{Common, GoingBack, TxAndPath, Which};
 use crate::progress::Progress;
 use crate::store_flags::StoreFlags;
@@ -46,7 +46,7 @@ fn go(
     let started = Instant::now();
     let receipt = go(&store)?;
     let done = Done::new(None, &receipt, started.elapsed());
-    store.close()?;
+    close(store);
     drop(progress);
     if common.json {
         return print_done(&json(&done)).map(|()| 0);
@@ -83,7 +83,7 @@ pub(crate) fn restore(
 pub(crate) fn cat(common: &Common, flags: &StoreFlags, what: &TxAndPath) -> Result<u8, Failure> {
     let store = open(common, flags)?;
     let bytes = store.cat(TransactionId(what.0), &what.1)?;
-    store.close()?;
+    close(store);
     let mut out = io::stdout().lock();
     match out.write_all(&bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -113,15 +113,15 @@ pub(crate) fn prune(
     let keep = age.into_iter().fold(keep, Keep::age_max);
     let keep = bytes.into_iter().fold(keep, Keep::bytes_max);
     let pruned = store.prune(&keep)?;
-    store.close()?;
+    close(store);
     drop(progress);
     let (transactions, bytes) = (pruned.transactions, pruned.bytes);
     if common.json {
-        print(&json(&Pruned { ok: true, transactions, bytes }))?;
+        print_done(&json(&Pruned { ok: true, transactions, bytes }))?;
     } else if transactions == 0 {
-        print("nothing to forget")?;
+        print_done("nothing to forget")?;
     } else {
-        print(&format!("{} forgotten, {} freed", counted(transactions, "transaction"), size(bytes)))?;
+        print_done(&format!("{} forgotten, {} freed", counted(transactions, "transaction"), size(bytes)))?;
     }
     Ok(0)
 }
@@ -135,11 +135,11 @@ pub(crate) fn empty_quarantine(common: &Common, flags: &StoreFlags) -> Result<u8
     }
     let store = open(common, flags)?;
     let files = store.empty_quarantine()?;
-    store.close()?;
+    close(store);
     if common.json {
-        print(&json(&Emptied { ok: true, files }))?;
+        print_done(&json(&Emptied { ok: true, files }))?;
     } else {
-        print(&format!("{} removed from quarantine", counted(files, "file")))?;
+        print_done(&format!("{} removed from quarantine", counted(files, "file")))?;
     }
     Ok(0)
 }
@@ -163,7 +163,7 @@ pub(crate) fn scrub(common: &Common, flags: &StoreFlags, path: &Path) -> Result<
     let progress = Progress::of("scrubbing the history");
     let store = open(common, flags)?;
     let scrubbed = store.scrub(path)?;
-    store.close()?;
+    close(store);
     drop(progress);
     let standing = std::fs::symlink_metadata(common.root.join(path)).ok();
     let has_links = standing.as_ref().is_some_and(|found| found.is_file() && found.nlink() > 1);
@@ -184,7 +184,7 @@ pub(crate) fn scrub(common: &Common, flags: &StoreFlags, path: &Path) -> Result<
     let (guard_images, log_bytes) = (scrubbed.guard_images, scrubbed.log_bytes);
     if common.json {
         let copies = scrubbed.copies;
-        print(&json(&Scrubbed {
+        print_done(&json(&Scrubbed {
             ok: true,
             transactions,
             images,
@@ -224,6 +224,6 @@ pub(crate) fn scrub(common: &Common, flags: &StoreFlags, path: &Path) -> Result<
         }
     }));
     lines.extend(scrubbed.copies.iter().map(|copy| format!("  .atomtree/{}", printable(copy))));
-    print(&lines.join("\n"))?;
+    print_done(&lines.join("\n"))?;
     Ok(0)
 }

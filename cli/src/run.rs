@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use atomtree::{ErrorKind, Guard, GuardOptions};
+use atomtree::{Displaced, ErrorKind, Guard, GuardOptions};
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -25,7 +25,7 @@ use crate::duration;
 use crate::run::child::{Child, Ending};
 use crate::run::save::SavedTo;
 use crate::run::shown::Shown;
-use crate::run::summary::{Outcome, Summary};
+use crate::run::summary::{Outcome, Summary, tell_lost};
 use crate::store_flags::StoreFlags;
 
 pub(crate) use child::enter;
@@ -130,8 +130,7 @@ fn by_signal(signal: i32) -> u8 {
 fn keep(guard: Guard, start: Instant) -> Result<Summary, Failure> {
     let changes = guard.changes()?;
     guard.keep()?;
-    let (saved, quarantined, lost) = Default::default();
-    Ok(Summary { changes, shown: None, saved, quarantined, lost, took: start.elapsed() })
+    Ok(Summary { changes, took: start.elapsed(), ..Summary::default() })
 }
 
 /// Ends everything that the command started, and rolls back.
@@ -157,9 +156,16 @@ fn end(
     let is_kept = saved_to.is_some() && !flags.dry_run;
     let done = if is_kept { guard.roll_back_keeping()? } else { guard.roll_back()? };
     let (saved, quarantined) = match saved_to {
-        Some(saved_to) if is_kept => (saved_to.take(root, &done.kept)?, Vec::new()),
+        Some(saved_to) if is_kept => {
+            let saved = saved_to.take(root, &done.kept);
+            // Otherwise the summary tells.
+            (saved.inspect_err(|_| tell_lost(&done.lost))?, Vec::new())
+        }
         // What was in the way, and not guarded itself.
-        _ => (Vec::new(), done.kept),
+        _ => {
+            let displaced = |(path, kept)| Displaced { path, kept };
+            (Vec::new(), done.kept.into_iter().map(displaced).collect())
+        }
     };
     Ok(Summary { changes: done.changes, shown, saved, quarantined, lost: done.lost, took: start.elapsed() })
 }

@@ -42,7 +42,7 @@ pub(crate) fn checkpoint(common: &Common, flags: &StoreFlags) -> Result<u8, Fail
     }
     let said = if common.has_store() {
         let _progress = Progress::of("settling what was committed");
-        let store = flags.set_on(common.options()).open(&common.root)?;
+        let store = flags.open(common)?;
         store.checkpoint()?;
         store.close()?;
         "everything committed is durable in place".to_owned()

@@ -22,6 +22,9 @@ const PAUSE_FACTOR: u32 = 10;
 /// How often who waits for room in the log looks whether another process has made some.
 const ROOM_LOOK: Duration = Duration::from_millis(20);
 
+/// For how long a checkpoint that can't be begun is put off at most.
+const PUT_OFF_MAX: Duration = Duration::from_secs(1);
+
 /// What waits for a checkpoint. Guarded by the engine's `unsettled` mutex.
 #[derive(Default)]
 pub(crate) struct Unsettled {
@@ -33,6 +36,8 @@ pub(crate) struct Unsettled {
     is_stopping: bool,
     last_duration: Duration,
     last_end: Option<Instant>,
+    /// When one that could not be begun is tried again.
+    not_before: Option<Instant>,
 }
 
 /// When a checkpoint is made, once it is somebody's turn.
@@ -203,13 +208,11 @@ impl Engine {
         self.settle_in_turn(&turn, Wanted::IfDue, None)
     }
 
-    /// Waits as long for the next attempt as for the first. What can't be tried at all stays due, and may not for as long as
-    /// another process has not recovered the store: it would be tried again and again without a pause.
+    /// Waits a while with the next attempt. What could not even be begun is still due, perhaps for as long as nobody has
+    /// recovered the store from another process's failure: it would be tried again and again without a pause.
     fn put_off(&self) {
-        let mut unsettled = self.unsettled.lock();
-        if unsettled.since.is_some() || unsettled.is_urgent {
-            (unsettled.since, unsettled.is_urgent) = (Some(now()), false);
-        }
+        let pause = self.options.settle_after.min(PUT_OFF_MAX);
+        self.unsettled.lock().not_before = now().checked_add(pause);
     }
 
     /// As [`Engine::checkpoint`], for who holds the commit lock already; `None` if one is being made by another thread or
@@ -354,12 +357,13 @@ fn run(engine: &Engine) {
 
 /// When the next checkpoint is due.
 fn due_at(engine: &Engine, unsettled: &Unsettled) -> Option<Instant> {
+    let not_before = unsettled.not_before;
     if unsettled.is_urgent {
-        return Some(now());
+        return Some(not_before.unwrap_or_else(now));
     }
     let since = unsettled.since?;
     let pause = unsettled.last_end.map(|end| end + unsettled.last_duration * PAUSE_FACTOR);
     // A time too far away to be told is never.
     let due = since.checked_add(engine.options.settle_after)?;
-    Some(pause.map_or(due, |pause| due.max(pause)))
+    Some(due).max(pause).max(not_before)
 }

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use atomtree_recovery::apply::Displaced;
 use atomtree_recovery::guards::{
     self, Announced, Changes, EVERYTHING, Ended, GuardPlaces, GuardTurn, Keep, OpenGuard, PatternTexts,
     Patterns, RolledBack, Stood,
 };
-
-use atomtree_recovery::apply::Displaced;
 use atomtree_recovery::recover::Report as RecoveryReport;
 use atomtree_recovery::tree_path::TreePath;
 use atomtree_vfs::Vfs;
@@ -331,12 +330,16 @@ impl Engine {
     /// Whether no guard covers what the transaction touches. Under the commit lock.
     pub(crate) fn check_guards(&self, prepared: &Prepared) -> Result<(), Error> {
         let changes = || prepared.planned.iter().map(|planned| &planned.change);
-        if self.lookout.lock().check(&self.places, changes())? {
+        let look = || {
+            let looked = self.lookout.lock().check(&self.places, changes());
+            looked.map_err(|error| self.heard(error))
+        };
+        if look()? {
             return Ok(());
         }
         let report = self.roll_back_abandoned(None)?;
         self.take_overs.lock().push(report);
-        if self.lookout.lock().check(&self.places, changes())? {
+        if look()? {
             return Ok(());
         }
         let holder = "a guard that covers it was left by its owner, and can't be rolled back now".into();
@@ -347,13 +350,23 @@ impl Engine {
     fn roll_back_abandoned(&self, turn: Option<&GuardTurn>) -> Result<RecoveryReport, Error> {
         let mut report = RecoveryReport::default();
         let cache_bytes_max = self.options.guard_cache_bytes_max;
-        for rolled_back in guards::roll_back_abandoned(&self.places, cache_bytes_max, turn)? {
+        let done = guards::roll_back_abandoned(&self.places, cache_bytes_max, turn);
+        for rolled_back in done.map_err(|error| self.heard(error))? {
             report.rolled_back += 1;
             let displaced = |(path, kept)| Displaced { path, kept };
             report.quarantined.extend(rolled_back.kept.into_iter().map(displaced));
             report.lost.extend(rolled_back.lost);
         }
         Ok(report)
+    }
+
+    /// Poisons the store if a sync has failed: a second one would tell nothing, and be believed.
+    fn heard(&self, error: atomtree_recovery::Error) -> Error {
+        let error = Error::from(error);
+        if error.is_failed_sync() {
+            self.poison(&format!("what a guard left could not be made durable: {error}"));
+        }
+        error
     }
 
     /// As [`Engine::roll_back_abandoned`], for who has just opened the store.

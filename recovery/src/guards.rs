@@ -239,13 +239,13 @@ pub fn announce(
             return Err(refused(Refusal::Locked, ".", reason));
         }
     }
+    let sync_root = places.root.open_dir(Path::new("")).doing("open", ".")?;
     let random = places.vfs.random().doing("read randomness for", GUARDS_DIR)?;
     let id = format!("{:016x}", random as u64);
     let label = format!("guards/{id}");
     guards.guards.create_dir(OsStr::new(&id), 0o700).doing("create", &label)?;
     let dir = guards.guards.open_dir(Path::new(&id)).doing("open", &label)?;
     let lock = dir.create_file(OsStr::new(LOCK_FILE), 0o600).doing("create the lock file of", &label)?;
-    let sync_root = places.root.open_dir(Path::new("")).doing("open", ".")?;
     let announced = Announced { id, dir, lock, patterns, sync_root };
     let said = announced.say(places).doing("announce", &label);
     if let Err(error) = said {
@@ -474,6 +474,7 @@ fn standing(dir: &dyn Dir) -> io::Result<Standing> {
         opened => opened?,
     };
     let owner = owner_of(&*lock);
+    lock.hide_from_forks()?;
     if !lock.try_lock(Lock::Exclusive)? {
         return Ok(Standing::Held(owner));
     }
@@ -613,6 +614,8 @@ fn sweep(guards: &GuardPlaces) -> Result<(), Error> {
         {
             continue;
         }
+        // Nobody would sync its end once it has gone.
+        dir.sync().doing("sync", &label)?;
         clear(guards, &name, &*dir).doing("clear", &label)?;
         has_swept = true;
     }
@@ -623,6 +626,7 @@ fn sweep(guards: &GuardPlaces) -> Result<(), Error> {
 fn lock_of_the_dead(places: &Places, dir: &dyn Dir) -> io::Result<Option<Arc<dyn File>>> {
     // One that somebody has removed keeps nobody away.
     let lock = open_or_create(dir, LOCK_FILE)?;
+    lock.hide_from_forks()?;
     let deadline = Instant::now() + DYING_MAX;
     loop {
         if lock.try_lock(Lock::Exclusive)? {

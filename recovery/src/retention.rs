@@ -162,7 +162,7 @@ impl Pin {
         };
         let file = opened.doing("open", label)?;
         file.hide_from_forks().doing("hide", label)?;
-        Ok(file.try_lock(lock).doing("lock", label)?.then_some(Self(file)))
+        Ok(file.try_lock(lock).doing("lock", label)?.then(|| Self(file)))
     }
 }
 

@@ -495,12 +495,17 @@ pub fn judge(
     Ok(index)
 }
 
-/// Whether a workload has given one of these files a second name.
-fn has_second_names(machine: &Sim, tree: &Tree) -> bool {
+/// Gives files of which a workload has made second names, beside the others, the mode that they have: what changes that of one
+/// name changes the other's.
+fn share_modes(machine: &Sim, tree: &mut Tree) {
     let root = machine.open_root(Path::new(ROOT)).expect("it is there");
-    let links = |name: &String| root.metadata(OsStr::new(name)).map_or(1, |found| found.links);
-    tree.iter()
-        .any(|(name, entry)| !name.contains('/') && matches!(entry, Entry::File { .. }) && links(name) > 1)
+    for (name, entry) in tree.iter_mut().filter(|(name, _)| !name.contains('/')) {
+        if let (Entry::File { mode, .. }, Ok(found)) = (entry, root.metadata(OsStr::new(name)))
+            && found.links > 1
+        {
+            *mode = found.mode;
+        }
+    }
 }
 
 /// A recovered store replays nothing, changes nothing, and takes another commit that survives.
@@ -527,10 +532,7 @@ fn reopen(machine: &Sim, settings: &Settings, tree: &Tree, random: &mut Random) 
             committed.map_err(|error| format!("a recovered store refused {operations:?}: {error}"))?
         }
     };
-    if has_second_names(machine, tree) {
-        // What changes the mode of one has changed the other's.
-        next = tree_of(machine);
-    }
+    share_modes(machine, &mut next);
     let crashed = if random.percent(50) { machine.kill() } else { machine.power_cut(random.next()) };
     if random.percent(30) {
         store.close().map_err(|error| format!("a recovered store did not close: {error}"))?;

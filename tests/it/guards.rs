@@ -1,15 +1,17 @@
 //! Guards on a real file system: whatever a program does in place is kept whole, or is as if it had not been.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use atomtree::vfs::{Access, Vfs, os::Os};
+use atomtree::vfs::{Access, Vfs, os::Os, sim::Sim};
 use atomtree::{ErrorKind, GuardOptions, Store};
 use tempfile::TempDir;
 
@@ -450,7 +452,7 @@ fn a_guard_that_was_left_is_cleared_up_by_who_opens_another() {
     let store = manual().open(root).unwrap();
     store.guard(["a"]).unwrap().leave();
     fs::write(root.join("a"), "edited").unwrap();
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let guard = store.guard(["b"]).unwrap();
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     assert_eq!(fs::read_to_string(root.join("a")).unwrap(), "old");
@@ -466,10 +468,10 @@ fn a_guard_that_was_left_is_cleared_up_by_who_opens_another() {
 /// is gone and nobody has synced that, as after a kill in the middle of keeping; then a commit, and power cuts.
 #[test]
 fn what_is_committed_behind_the_end_of_a_guard_stays() {
-    let sim = atomtree_vfs::sim::Sim::new(3);
+    let sim = Sim::new(3);
     sim.create_dir("/tree");
     sim.write_file("/tree/a", b"old");
-    let options = || manual().vfs(std::sync::Arc::new(sim.clone()));
+    let options = || manual().vfs(Arc::new(sim.clone()));
     let store = options().open("/tree").unwrap();
     let guard = store.guard(["a"]).unwrap();
     sim.write_file("/tree/a", b"edited");
@@ -480,7 +482,7 @@ fn what_is_committed_behind_the_end_of_a_guard_stays() {
     commit(&store, |tx| tx.write("a", "new")).unwrap();
     for seed in 0..50 {
         let cut = sim.power_cut(seed);
-        let store = manual().vfs(std::sync::Arc::new(cut.clone())).open("/tree").unwrap();
+        let store = manual().vfs(Arc::new(cut.clone())).open("/tree").unwrap();
         assert_eq!(cut.read_file("/tree/a").as_deref(), Some(&b"new"[..]), "seed {seed}");
         store.close().unwrap();
     }
@@ -530,6 +532,47 @@ fn what_touches_everything_has_not_destroyed_the_images() {
     }
 }
 
+/// Goal: what was put back with an image that a command had touched is as it was, wherever a roll back is cut off. Method: power
+/// cuts at every operation on the storage.
+#[test]
+fn touched_images_are_mended_before_they_are_put_back() {
+    let stands = |sim: &Sim| {
+        let found = sim.open_root(Path::new("/tree")).unwrap().metadata("a".as_ref()).unwrap();
+        (found.mode, found.modified, sim.read_file("/tree/a").unwrap())
+    };
+    for operation in 1.. {
+        let sim = Sim::new(operation);
+        sim.create_dir("/tree");
+        sim.write_file("/tree/a", b"old");
+        let before = stands(&sim);
+        sim.advance(1_000_000_000);
+        let store = manual().vfs(Arc::new(sim.clone())).open("/tree").unwrap();
+        let guard = store.guard(["a"]).unwrap();
+        let cache = sim.open_root(Path::new("/tree/.atomtree/guards/cache")).unwrap();
+        for image in cache.list().unwrap() {
+            cache.set_mode_of(&image.name, 0o777).unwrap();
+            let file = cache.open_file(&image.name, Access::ReadWrite).unwrap();
+            file.set_modified(sim.now()).unwrap();
+        }
+        sim.write_file("/tree/a", b"edited");
+        // So that there is something worse to go back to.
+        cache.sync_filesystem().unwrap();
+        let begun = sim.operations();
+        sim.halt_at(begun + operation);
+        let is_done = guard.roll_back().is_ok();
+        drop(store);
+        for seed in 0..20 {
+            let cut = sim.power_cut(seed);
+            let store = manual().vfs(Arc::new(cut.clone())).open("/tree").unwrap();
+            assert_eq!(store.recovery().lost, [], "operation {operation}, seed {seed}");
+            assert_eq!(stands(&cut), before, "operation {operation}, seed {seed}");
+        }
+        if is_done {
+            return;
+        }
+    }
+}
+
 /// Goal: an image that an earlier guard left is taken for what stands there only if nobody has touched it; one whose content
 /// is another is never put into the tree. Method: images with another content, one with its old times.
 #[test]
@@ -539,7 +582,7 @@ fn images_that_are_not_what_they_were_are_made_anew_or_not_believed() {
         let root = scratch.path();
         fs::write(root.join("file"), "precious").unwrap();
         // Old enough for its times to be believed.
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_nanos(2 * Os.timestamp_granularity_ns() as u64));
         let store = manual().open(root).unwrap();
         store.guard(["**"]).unwrap().keep().unwrap();
         let image = images(root).pop().unwrap();
@@ -560,10 +603,9 @@ fn images_that_are_not_what_they_were_are_made_anew_or_not_believed() {
 }
 
 /// Goal: where something is that a roll back kept can be told, and it is there, whatever its name. Method: names that are no
-/// text, short and as long as names get, one of them a directory's.
+/// text, short and as long as names get, of files and directories, two of which are told as one.
 #[test]
 fn what_has_a_name_that_is_no_text_is_kept_where_it_is_told() {
-    use std::ffi::OsStr;
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path();
     let store = manual().open(root).unwrap();
@@ -574,9 +616,11 @@ fn what_has_a_name_that_is_no_text_is_kept_where_it_is_told() {
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join(OsStr::from_bytes(name)), "precious").unwrap();
     }
+    // Told as one of the directories is.
+    fs::write(root.join(OsStr::from_bytes(b"x\xfe")), "precious").unwrap();
     let kept = guard.roll_back_keeping().unwrap().kept;
     let found: Vec<_> =
         kept.iter().map(|(_, kept)| fs::read(root.join(".atomtree").join(kept)).unwrap()).collect();
-    assert_eq!(found, vec![b"precious".to_vec(); 3]);
+    assert_eq!(found, vec![b"precious".to_vec(); 4]);
     store.close().unwrap();
 }

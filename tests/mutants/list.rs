@@ -1042,11 +1042,7 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "put-an-image-back-as-it-is",
         suite: Suite::It("guards::what_touches_everything_has_not_destroyed_the_images"),
-        edits: &[Edit {
-            file: "recovery/src/guards/restore.rs",
-            from: "original.attributes.set_on_file(&*file)?;",
-            to: "",
-        }],
+        edits: &[Edit { file: "recovery/src/guards/restore.rs", from: "mend(original, &*file)?;", to: "" }],
     },
     // Guard with an image that somebody has written to.
     Mutant {
@@ -1054,8 +1050,8 @@ pub const MUTANTS: &[Mutant] = &[
         suite: Suite::It("guards::images_that_are_not_what_they_were_are_made_anew_or_not_believed"),
         edits: &[Edit {
             file: "recovery/src/guards/capture.rs",
-            from: "is_kept.then(|| known.clone())",
-            to: "(is_kept || is_file).then(|| known.clone())",
+            from: "image.is(&kept) && is_unwritten &&",
+            to: "image.is(&kept) && (is_unwritten || true) &&",
         }],
     },
     // Try a checkpoint again at once that could not be begun.
@@ -1073,6 +1069,37 @@ pub const MUTANTS: &[Mutant] = &[
             from: "if store.last_tx()? != last {",
             to: "if store.last_tx()? < last {",
         }],
+    },
+    // Put an image back before what was mended of it is durable.
+    Mutant {
+        name: "put-a-mended-image-back-in-the-cache",
+        suite: Suite::It("guards::touched_images_are_mended_before_they_are_put_back"),
+        edits: &[Edit {
+            file: "recovery/src/guards/restore.rs",
+            from: "    image.sync_all()\n}",
+            to: "    Ok(())\n}",
+        }],
+    },
+    // Let others commit to a segment whose name a power cut may take away.
+    Mutant {
+        name: "use-a-segment-without-a-durable-name",
+        suite: Suite::In(
+            "atomtree-wal",
+            "--test=log",
+            "several::what_is_committed_to_a_segment_outlives_its_maker",
+        ),
+        edits: &[
+            Edit {
+                file: "wal/src/segment.rs",
+                from: "dir.sync().on_directory(\"sync\")?;\n        // Last",
+                to: "// Last",
+            },
+            Edit {
+                file: "wal/src/segment.rs",
+                from: "segment.file.sync_data().doing(\"sync\", id)?;",
+                to: "segment.file.sync_data().doing(\"sync\", id)?;\n        dir.sync().on_directory(\"sync\")?;",
+            },
+        ],
     },
     // Let forked children keep a guard whose owner has died.
     Mutant {

@@ -100,6 +100,34 @@ impl Segment {
         }
         // Opened anew, because it is read at each commit: then its time of access stays.
         let opened = dir.open_file(name, Access::ReadWrite).doing("open", id);
+        let made = opened.and_then(|file| Self::fill(file, dir, log, id, segment_bytes));
+        let segment = made.inspect_err(|_| {
+            // What it has taken of a full disk is given back. If that fails too, the file is used again later.
+            let _ = dir.remove_file(name);
+        })?;
+        // From its header on others may commit to it, who know nothing of this: it keeps its name, whatever fails.
+        segment.file.sync_data().doing("sync", id)?;
+        Ok(segment)
+    }
+
+    /// Writes every block of a new segment, and syncs it and its name; then its header.
+    fn fill(
+        file: Arc<dyn File>,
+        dir: &dyn Dir,
+        log: LogId,
+        id: SegmentId,
+        segment_bytes: u64,
+    ) -> Result<Self, Error> {
+        file.allocate(segment_bytes).doing("allocate", id)?;
+        // Space that is only allocated costs a sync its metadata at the first write: 2.6 to 3.7 times a commit's.
+        let zeros = vec![0; ZEROS_BYTES.min(segment_bytes as usize)];
+        for offset in (0..segment_bytes).step_by(zeros.len()) {
+            let length = (segment_bytes - offset).min(zeros.len() as u64) as usize;
+            file.write_at(&[IoSlice::new(&zeros[..length])], offset).doing("write zeros to", id)?;
+        }
+        file.sync_all().doing("sync", id)?;
+        dir.sync().on_directory("sync")?;
+        // Last: what others may commit to has a durable name. Without it the file is one that was never finished.
         let header = Header {
             log,
             segment: id,
@@ -110,38 +138,9 @@ impl Segment {
             link: 0,
             closed: Lsn(0),
         };
-        let made = opened.and_then(|file| {
-            Self::fill(&*file, id, segment_bytes)?;
-            // Its name too, before anybody can commit to it.
-            dir.sync().on_directory("sync")?;
-            let mut segment = Self::new(file, header);
-            segment.write_header(header)?;
-            Ok(segment)
-        });
-        let segment = match made {
-            Ok(segment) => segment,
-            Err(error) => {
-                // What it has taken of a full disk is given back. If that fails too, the file is used again later.
-                let _ = dir.remove_file(name);
-                return Err(error);
-            }
-        };
-        // From its header on others may write to it, who know nothing of what is still to be synced here: it keeps its name,
-        // whatever fails.
-        segment.file.sync_all().doing("sync", id)?;
+        let mut segment = Self::new(file, header);
+        segment.write_header(header)?;
         Ok(segment)
-    }
-
-    /// Writes every block of a new segment, and syncs it.
-    fn fill(file: &dyn File, id: SegmentId, segment_bytes: u64) -> Result<(), Error> {
-        file.allocate(segment_bytes).doing("allocate", id)?;
-        // Space that is only allocated costs a sync its metadata at the first write: 2.6 to 3.7 times a commit's.
-        let zeros = vec![0; ZEROS_BYTES.min(segment_bytes as usize)];
-        for offset in (0..segment_bytes).step_by(zeros.len()) {
-            let length = (segment_bytes - offset).min(zeros.len() as u64) as usize;
-            file.write_at(&[IoSlice::new(&zeros[..length])], offset).doing("write zeros to", id)?;
-        }
-        file.sync_all().doing("sync", id)
     }
 
     /// Opens a segment and reads its header.

@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use atomtree::{GuardChanges, TreePath};
+use atomtree::{Displaced, GuardChanges, TreePath};
 use serde::Serialize;
 
 use super::child::Ending;
 use super::shown::Shown;
-use crate::answer::{Failure, Kept, json, print};
+use crate::answer::{Failure, Kept, complain, json, print};
 use crate::arguments::Common;
 use crate::diff::{Change, table_of};
 use crate::path::JsonPath;
@@ -20,13 +20,14 @@ use crate::text::{counted, printable, span_of_ms};
 const NAMES_TOLD: usize = 50;
 
 /// What had changed when the command ended.
+#[derive(Default)]
 pub(super) struct Summary {
     pub(super) changes: GuardChanges,
     /// Of a dry run.
     pub(super) shown: Option<Shown>,
     pub(super) saved: Vec<(TreePath, PathBuf)>,
     /// What was in the way of a roll back, and where in the store it is.
-    pub(super) quarantined: Vec<(TreePath, String)>,
+    pub(super) quarantined: Vec<Displaced>,
     pub(super) lost: Vec<TreePath>,
     pub(super) took: Duration,
 }
@@ -83,14 +84,20 @@ fn names(paths: &[TreePath]) -> Vec<JsonPath> {
     paths.iter().map(|path| JsonPath::from(path.as_path())).collect()
 }
 
-fn kept(quarantined: &[(TreePath, String)]) -> Vec<Kept> {
-    let kept =
-        |(path, kept): &(TreePath, String)| Kept { path: JsonPath::from(path.as_path()), kept: kept.clone() };
-    quarantined.iter().map(kept).collect()
-}
-
 fn differences(shown: &Shown) -> Vec<Difference<'_>> {
     shown.changes.iter().map(|(change, diff)| Difference { change, diff: diff.as_deref() }).collect()
+}
+
+fn told_lost(path: &TreePath) -> String {
+    format!(
+        "{}: another program destroyed its image; it is left as it was found",
+        printable(&path.to_string())
+    )
+}
+
+/// Says what could not be brought back.
+pub(super) fn tell_lost(lost: &[TreePath]) {
+    lost.iter().for_each(|path| complain(&told_lost(path)));
 }
 
 impl Outcome {
@@ -114,7 +121,7 @@ impl Outcome {
                 changes: shown.as_ref().map(differences),
                 cut: shown.as_ref().filter(|shown| shown.is_cut).map(|_| true),
                 saved: saved.collect(),
-                quarantined: kept(quarantined),
+                quarantined: Kept::all(quarantined),
                 lost: names(lost),
                 ms,
             }));
@@ -164,17 +171,14 @@ impl Outcome {
             let saved = printable(&saved.to_string_lossy());
             lines.push(format!("  {} is saved as {saved}", printable(&path.to_string())));
         }
-        for (path, kept) in quarantined {
+        for Displaced { path, kept } in quarantined {
             let kept = printable(kept);
             lines.push(format!(
                 "  {}: it was in the way, and is in .atomtree/{kept}",
                 printable(&path.to_string())
             ));
         }
-        for path in lost {
-            let lost = "another program destroyed its image; it is left as it was found";
-            lines.push(format!("  {}: {lost}", printable(&path.to_string())));
-        }
+        lines.extend(lost.iter().map(|path| format!("  {}", told_lost(path))));
         lines.join("\n")
     }
 }

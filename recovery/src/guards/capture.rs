@@ -109,12 +109,10 @@ impl<'a> Capturing<'a> {
             return None;
         }
         let kept = self.guards.cache.metadata(name).ok()?;
-        let is_file = kept.kind == Kind::File;
-        let is_kept = image.is(&kept)
-            && (!is_file
-                || (kept.size, kept.modified, kept.mode)
-                    == (known.size, known.modified(), known.attributes.mode))
-            && (kept.uid, kept.gid) == (known.attributes.uid, known.attributes.gid);
+        // A symlink's image has times of its own.
+        let is_unwritten =
+            kept.kind != Kind::File || (kept.size, kept.modified) == (known.size, known.modified());
+        let is_kept = image.is(&kept) && is_unwritten && known.has_mode_and_owner_of(&kept);
         is_kept.then(|| known.clone())
     }
 

@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use atomtree_vfs::{Access, Dir, Kind};
+use atomtree_vfs::{Access, Dir, File, Kind};
 
 use super::changes::{Changes, Difference, Trust, compare, is_same_content};
 use super::manifest::{ImageOf, Manifest, Original};
@@ -22,10 +22,7 @@ use crate::apply::{Parents, is_no_directory, is_no_space};
 use crate::error::{Doing, Error};
 use crate::image::{Attributes, Digest, MADE_DIR_MODE, open_own};
 use crate::places::Places;
-use crate::tree_path::TreePath;
-
-/// How long a name in the quarantine gets that could not be told as it was.
-const TOLD_BYTES_MAX: usize = 200;
+use crate::tree_path::{NAME_BYTES_MAX, TreePath};
 
 /// Where in the guard's directory a name is made before it is renamed into the tree.
 const PASSING_NAME: &str = "passing";
@@ -257,8 +254,7 @@ impl Restore<'_> {
         }
     }
 
-    /// Whether the image has the content that it had when it was made. Then it gets back what else belongs to it: a command
-    /// that was let loose on everything it finds in a tree has met the images too, and changed their modes, owners or times.
+    /// Whether the image has the content that it had when it was made. Then it gets back what else belongs to it.
     fn is_intact(&self, original: &Original, image: &ImageOf) -> io::Result<bool> {
         let name = OsStr::new(&image.name);
         let cache = &*self.guards.cache;
@@ -275,18 +271,20 @@ impl Restore<'_> {
                 if Digest::of_file(&*file)? != (original.size, image.digest) {
                     return Ok(false);
                 }
-                original.attributes.set_on_file(&*file)?;
-                if found.modified != original.modified() {
-                    file.set_modified(original.modified())?;
-                }
+                mend(original, &*file)?;
                 Ok(true)
             }
             Kind::Symlink => {
+                if Digest::of(cache.read_link(name)?.as_encoded_bytes()) != image.digest {
+                    return Ok(false);
+                }
                 let Attributes { uid, gid, .. } = original.attributes;
                 if (found.uid, found.gid) != (uid, gid) {
                     cache.set_owner_of(name, uid, gid)?;
+                    // As in `mend`. A symlink has no other sync.
+                    self.sync_root.sync_filesystem()?;
                 }
-                Ok(Digest::of(cache.read_link(name)?.as_encoded_bytes()) == image.digest)
+                Ok(true)
             }
             Kind::Other | Kind::Dir => Ok(true),
         }
@@ -407,20 +405,13 @@ impl Restore<'_> {
         let mut kept = format!("quarantine/{}", self.quarantine.name);
         let components: Vec<&OsStr> = path.as_path().iter().collect();
         for above in &components[..components.len() - 1] {
-            let above = name_to_tell(above);
-            match self.with_room(|| into.create_dir(OsStr::new(&above), 0o700)) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            into = into.open_dir(Path::new(&above))?;
-            kept = format!("{kept}/{above}");
+            let (dir, name) = self.make_dir_to_tell(&*into, above)?;
+            into = dir;
+            kept = format!("{kept}/{name}");
         }
         // An interrupted roll back may have put something there already.
         for number in 0..u32::MAX {
-            let mut name = name_to_tell(path.name());
-            if number > 0 {
-                name.push_str(&format!("~{number}"));
-            }
+            let name = name_to_tell(path.name(), number);
             match self.with_room(|| dir.rename(path.name(), &*into, OsStr::new(&name))) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -430,6 +421,22 @@ impl Restore<'_> {
                     self.done.kept.push((path.clone(), kept));
                     return Ok(());
                 }
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// A directory in the quarantine for what was in the one of this name. Two names may be told as one, the other a file's.
+    fn make_dir_to_tell(&self, into: &dyn Dir, name: &OsStr) -> io::Result<(Arc<dyn Dir>, String)> {
+        for number in 0..u32::MAX {
+            let told = name_to_tell(name, number);
+            match self.with_room(|| into.create_dir(OsStr::new(&told), 0o700)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            match into.open_dir(Path::new(&told)) {
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+                opened => return opened.map(|dir| (dir, told)),
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
@@ -451,14 +458,26 @@ impl Restore<'_> {
     }
 }
 
-/// The name under which something goes to the quarantine: where it is, is told as text.
-fn name_to_tell(name: &OsStr) -> String {
-    let mut told = name.to_string_lossy().into_owned();
-    if name.to_str().is_none() {
-        // What stands for a byte that is none may be longer than that.
-        told.truncate(told.floor_char_boundary(TOLD_BYTES_MAX));
+/// Gives an image back what belongs to it: a command that was let loose on everything it finds in a tree has met the images
+/// too, and changed their modes, owners, attributes or times.
+fn mend(original: &Original, image: &dyn File) -> io::Result<()> {
+    let (wanted, modified) = (&original.attributes, original.modified());
+    if image.metadata()?.modified == modified && Attributes::of_file(image)? == *wanted {
+        return Ok(());
     }
-    told
+    wanted.set_on_file(image)?;
+    image.set_modified(modified)?;
+    // Before it is in the tree: there its inode alone says that it was put back, after a power cut in the middle of this.
+    image.sync_all()
+}
+
+/// The name under which something goes to the quarantine, as a text that tells where it is; another for each number.
+fn name_to_tell(name: &OsStr, number: u32) -> String {
+    let mut told = name.to_string_lossy().into_owned();
+    let suffix = if number > 0 { format!("~{number}") } else { String::new() };
+    // What stands for a byte that is no text is longer than that.
+    told.truncate(told.floor_char_boundary(NAME_BYTES_MAX - suffix.len()));
+    told + &suffix
 }
 
 /// Whether what stands at the name has the original's content, whatever inode it is.

@@ -240,4 +240,21 @@ fn what_is_done_and_can_not_be_told_is_no_failure_to_do_it() {
             assert_eq!(fs::read_to_string(tree.path("file")).unwrap(), expected, "{arguments:?}");
         }
     }
+    // What is refused is refused all the same, and of several answers the worst counts.
+    let refused = r#"{"ops":[{"op":"remove","path":"none"}]}"#;
+    let done = r#"{"ops":[{"op":"append","path":"file","text":"y"}]}"#;
+    for (lines, arguments, expected) in [
+        (refused.to_owned(), &["apply", "-", "--json"][..], 1),
+        (refused.to_owned(), &["batch"], 1),
+        (format!("{done}\n{done}"), &["batch"], 6),
+    ] {
+        tree.write("lines", &format!("{lines}\n"));
+        let mut command = tree.command(arguments);
+        command.stdin(fs::File::open(tree.path("lines")).unwrap());
+        command.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{arguments:?}: {output:?}");
+    }
+    // Nobody is told of more, so nothing more is done.
+    assert_eq!(fs::read_to_string(tree.path("file")).unwrap(), "oldy");
 }

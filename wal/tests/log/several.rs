@@ -157,6 +157,41 @@ fn spares_are_known_to_all_and_counted_once() {
     assert_eq!(payloads(&scan(&sim).unwrap()), vec![largest.clone(); 5]);
 }
 
+/// Goal: what is committed to a segment that another process has made survives, wherever that one died while it made it.
+/// Method: it dies at each of its calls; the other fills all the segments that it finds, and the power is cut.
+#[test]
+fn what_is_committed_to_a_segment_outlives_its_maker() {
+    let largest = vec![1; ROOM_BYTES - 40];
+    let record = [Record { kind: kind(), parts: &[&largest] }];
+    let mut counts = Vec::new();
+    for left in 0.. {
+        let sim = machine();
+        let mut other = create(&sim);
+        let faults = Faults::new(Arc::new(sim.another_process()), Arc::new(|_: &Call| None));
+        let (mut maker, _) = Log::join(dir(&faults), ID, OPTIONS).unwrap();
+        let begun = faults.calls();
+        faults.set_rule(Arc::new(move |call: &Call| (call.number > begun + left).then_some(Fault::Error(5))));
+        let is_made = maker.spare_builder().build().is_ok();
+        drop(maker);
+        wait(&sim);
+        read_on(&mut other, &sim);
+        let mut count = 0;
+        while other.append_reserved(&record).is_ok() {
+            other.sync().unwrap();
+            count += 1;
+        }
+        for seed in 0..20 {
+            let found = payloads(&scan(&sim.power_cut(seed)).unwrap()).len();
+            assert_eq!(found, count, "{left} calls, seed {seed}");
+        }
+        counts.push(count);
+        if is_made {
+            break;
+        }
+    }
+    assert_eq!((counts.first(), counts.last()), (Some(&2), Some(&3)), "{counts:?}");
+}
+
 /// Goal: who reads on does not believe in a segment that somebody has cut, also behind what is read. Method: news in a log of
 /// which each segment has lost its last byte.
 #[test]
